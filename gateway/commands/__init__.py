@@ -1,0 +1,1 @@
+"""What the commands of `ctxt` do; how they are called is declared in gateway/cli.py."""

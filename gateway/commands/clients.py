@@ -1,0 +1,130 @@
+"""`ctxt client`: who may connect. All of it works while the gateway runs; the gateway notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator  # noqa: TC003 - contextmanager's return type
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from gateway.commands import config
+from gateway.commands.outcome import CommandError, Exit
+from gateway.commands.terminal import out, read_stdin, show_table, table, write_json, write_note
+from gateway.credentials import (
+    Client,
+    Credentials,
+    CredentialsError,
+    CredentialsUnavailableError,
+    UnknownClientError,
+    generate_password,
+)
+from gateway.messages import rfc3339
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "clients.db"
+
+
+@contextmanager
+def _credentials(given: Path | None) -> Iterator[Credentials]:
+    """The clients' file of the settings in effect; made, with its folder, where it is not there. Raises CommandError."""
+    folder = config.load(given).state_dir
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            Exit.IO, f"cannot make the state folder {folder}: {error.strerror or error}; set another state_dir"
+        ) from error
+    try:
+        with closing(Credentials(folder / FILE)) as credentials:
+            yield credentials
+    except UnknownClientError as error:
+        raise CommandError(Exit.NOT_FOUND, str(error)) from error
+    except CredentialsUnavailableError as error:
+        raise CommandError(Exit.IO, str(error)) from error
+    except CredentialsError as error:
+        raise CommandError(Exit.INVALID, str(error)) from error
+
+
+def _password(name: str, *, from_stdin: bool) -> tuple[str, bool]:
+    """The password to set, and whether it was made here. Raises CommandError."""
+    if not from_stdin:
+        return generate_password(), True
+    try:
+        return read_stdin().decode().removesuffix("\n").removesuffix("\r"), False
+    except UnicodeDecodeError as error:
+        raise CommandError(Exit.INVALID, f"the password of client {name!r} cannot be set: it is not UTF-8") from error
+
+
+def _tell(done: str, password: str, *, made: bool) -> None:
+    """The password alone goes to standard output, so that a script can take it."""
+    if made:
+        write_note(f"{done}; this is the password, shown only now:")
+        out.print(Text(password))
+    else:
+        write_note(done)
+
+
+def add(given: Path | None, name: str, *, from_stdin: bool) -> None:
+    """Let a new client connect."""
+    with _credentials(given) as credentials:
+        password, made = _password(name, from_stdin=from_stdin)
+        credentials.add(name, password)
+    _tell(f"client {name} added", password, made=made)
+
+
+def set_password(given: Path | None, name: str, *, from_stdin: bool) -> None:
+    """Give a client another password."""
+    with _credentials(given) as credentials:
+        password, made = _password(name, from_stdin=from_stdin)
+        credentials.set_password(name, password)
+    _tell(f"client {name} has another password", password, made=made)
+
+
+def remove(given: Path | None, name: str) -> None:
+    """Forget a client; a connected one is disconnected."""
+    with _credentials(given) as credentials:
+        credentials.remove(name)
+    write_note(f"client {name} removed; its objects stay, and nobody reports them")
+
+
+def set_disabled(given: Path | None, name: str, *, disabled: bool) -> None:
+    """Refuse a client's log-in, or take that back."""
+    with _credentials(given) as credentials:
+        if disabled:
+            credentials.disable(name)
+        else:
+            credentials.enable(name)
+    write_note(f"client {name} {'may no longer connect' if disabled else 'may connect again'}")
+
+
+def show(given: Path | None, *, json: bool) -> None:
+    """List the clients."""
+    with _credentials(given) as credentials:
+        clients = credentials.names()
+    if json:
+        write_json([_facts(client) for client in clients])
+        return
+    if not clients:
+        write_note("there are no clients yet: `ctxt client add NAME` makes one")
+        return
+    made = table("CLIENT", "MAY CONNECT", "CREATED", "CHANGED")
+    for client in clients:
+        made.add_row(
+            client.name,
+            Text("no", style="red") if client.disabled else Text("yes", style="green"),
+            rfc3339(client.created)[:19].replace("T", " "),
+            rfc3339(client.changed)[:19].replace("T", " "),
+        )
+    show_table(made)
+
+
+def _facts(client: Client) -> dict[str, object]:
+    return {
+        "name": client.name,
+        "disabled": client.disabled,
+        "created": rfc3339(client.created),
+        "changed": rfc3339(client.changed),
+    }

@@ -1,0 +1,110 @@
+"""`ctxt config`: the settings file: where it is looked for, what is wrong with it, what is in effect."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway import settings as room
+from gateway.catalogue import CatalogueError
+from gateway.commands.outcome import CommandError, Exit
+from gateway.commands.terminal import environment, out, write_json, write_note
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.settings import Settings
+
+HERE = Path("gateway.toml")
+SYSTEM = Path("/etc/ctxt-gateway/gateway.toml")
+
+
+def find(given: Path | None) -> Path | None:
+    """The settings file: the given one (--config or CTXT_CONFIG), gateway.toml here, the system's, or None for the defaults."""
+    if given is not None:
+        return given
+    return next((path for path in (HERE, SYSTEM) if path.is_file()), None)
+
+
+def load(given: Path | None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in effect. Raises CommandError (78) with every problem."""
+    try:
+        return room.load(find(given), environment() if environ is None else environ)
+    except room.SettingsError as error:
+        raise CommandError(Exit.CONFIG, str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    place: str
+    reason: str
+    suggestion: str | None
+
+
+def check(given: Path | None, *, json: bool) -> None:
+    """Say what is wrong with the settings and the schemas they name. Raises CommandError (78) when there is something."""
+    path = find(given)
+    source = str(path) if path is not None else None
+    problems: list[_Finding] = []
+    warnings: list[str] = []
+    sentence = ""
+    try:
+        settings = room.load(path, environment())
+    except room.SettingsError as error:
+        sentence = str(error)
+        problems = [_Finding(each.place, each.reason, each.suggestion) for each in error.problems]
+    else:
+        warnings = room.warnings(settings)
+        try:
+            _check_schemas(settings)
+        except CatalogueError as error:
+            sentence = str(error)
+            problems = [_Finding("schemas", str(error), None)]
+    if json:
+        write_json(
+            {
+                "file": source,
+                "ok": not problems,
+                "problems": [
+                    {"place": each.place, "reason": each.reason, "suggestion": each.suggestion} for each in problems
+                ],
+                "warnings": warnings,
+            }
+        )
+    else:
+        for warning in warnings:
+            write_note(f"warning: {warning}")
+    if problems:
+        raise CommandError(Exit.CONFIG, sentence)
+    if not json:
+        out.print(f"{source or 'the defaults (no settings file)'}: can be used", markup=False)
+
+
+def _check_schemas(settings: Settings) -> None:
+    from gateway.catalogue import Catalogue  # noqa: PLC0415 - compiling validators is slow, and only this needs it
+    from gateway.data import folder  # noqa: PLC0415 - as above
+
+    catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
+    for namespace in settings.namespace:
+        catalogue.get(namespace.schema_name)
+
+
+def show(given: Path | None, *, json: bool) -> None:
+    """Print the settings in effect, as TOML or JSON."""
+    sys.stdout.write(room.show(load(given), json))
+
+
+def init(path: Path, *, force: bool) -> None:
+    """Write the commented default settings to a new file. Raises CommandError."""
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(room.render_default())
+    except FileExistsError:
+        raise CommandError(
+            Exit.FAILED, f"{path} is there already: name another file, or --force to replace it"
+        ) from None
+    except OSError as error:
+        raise CommandError(Exit.IO, f"cannot write {path}: {error.strerror or error}") from error
+    out.print(f"{path} written: every line that is commented out shows a default", markup=False)

@@ -1,0 +1,128 @@
+"""`ctxt run`: the gateway as a process - settings, log, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import orjson
+import uvloop
+
+import gateway
+from gateway.catalogue import CatalogueError
+from gateway.commands import config
+from gateway.commands.outcome import CommandError, Exit
+from gateway.credentials import CredentialsError
+from gateway.links.local import LinkError
+from gateway.service import Service, build
+from gateway.settings import warnings
+from gateway.store import StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.settings import Settings
+
+_log = logging.getLogger("gateway")
+
+
+class _TextLines(logging.Formatter):
+    """`2026-01-31T09:30:00.000Z WARNING gateway: sentence`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, and the traceback where there is one."""
+        text = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and error where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        line = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def set_up_log(settings: Settings) -> None:
+    """Log to standard error, as `[log]` says."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if settings.log.format == "json" else _TextLines())
+    logging.basicConfig(level=settings.log.level.upper(), handlers=[handler], force=True)
+    # asyncio tells of slow callbacks and of its selector: nothing for who runs a gateway.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def built(settings: Settings) -> Service:
+    """The gateway, not yet started. Raises CommandError: 78 for schemas and settings, 74 for the state folder."""
+    try:
+        return build(settings)
+    except CatalogueError as error:
+        raise CommandError(Exit.CONFIG, str(error)) from error
+    except (StoreError, CredentialsError) as error:
+        raise CommandError(Exit.IO, str(error)) from error
+
+
+def run(given: Path | None) -> None:
+    """Run the gateway until SIGTERM or SIGINT. Raises CommandError."""
+    settings = config.load(given)
+    set_up_log(settings)
+    for warning in warnings(settings):
+        _log.warning("%s", warning)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    service = built(settings)
+    try:
+        await service.start()
+    except LinkError as error:
+        await _stop(service)
+        raise CommandError(Exit.IO, str(error)) from error
+    host, port = service.address
+    objects = len(service.engine.objects)
+    sys.stdout.write(
+        f"ctxt-gateway {gateway.__version__} listens on mqtt://{_bracketed(host)}:{port}, "
+        f"epoch {service.epoch}, {objects:,} object{'s' * (objects != 1)}, state in {settings.state_dir}\n"
+    )
+    sys.stdout.flush()
+    assert service.failed is not None
+    waiting = asyncio.ensure_future(asked.wait())
+    await asyncio.wait((waiting, service.failed), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    error = service.failed.exception() if service.failed.done() and not service.failed.cancelled() else None
+    await _stop(service)
+    if error is not None:
+        raise CommandError(Exit.IO, f"the gateway cannot go on: {error}")
+    _log.info("stopped")
+
+
+async def _stop(service: Service) -> None:
+    try:
+        await service.stop()
+    except StoreError as error:
+        raise CommandError(Exit.IO, str(error)) from error
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,1046 @@
+"""Reports, requests, presence and time in; effects out. Pure: no I/O and no clock, `now` is Unix seconds given by the caller.
+
+One `Effects` collects what a batch of inputs did. The caller stores `Effects.touched` and the rest of what is durable in one
+transaction and only then lets anything out (see service.py): nothing is visible before it is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from gateway import messages
+from gateway.address import Address, AddressError, is_normal_topic
+from gateway.messages import PayloadError, rfc3339
+from gateway.objects import (
+    DISCONNECTED,
+    LIVE,
+    STALE,
+    DataObject,
+    Objects,
+    authority_of,
+    parent_of,
+    url_of,
+)
+from gateway.patch import PatchError, apply_patch, depth_exceeds, diff, merge, same
+from gateway.rights import ANONYMOUS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from gateway.catalogue import Catalogue, Schema, TimedMembers
+    from gateway.rights import Rights
+
+CLOCK_SKEW = 60.0
+"""Seconds by which a held time may lie ahead of the gateway's clock and still be trusted to order reports."""
+
+SNAPSHOT_FLOOR = 256 * 1024
+"""Bytes per second that snapshots may always take, however little else goes out."""
+
+SLICE = 2_000
+"""Objects that a long search looks at before it lets others go on."""
+
+PAGE = 500
+"""Objects listed by one answer to `discover`."""
+
+ANSWER_BYTES = 128 * 1024
+"""Where an answer to `read` stops and gives the URL to go on after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds and times of the engine. Bytes are bytes, times are seconds, a rate of 0 means no limit."""
+
+    payload_bytes: int = 65_536
+    depth: int = 32
+    data_bytes: int = 65_536
+    objects: int = 1_000_000
+    objects_per_client: int = 10_000
+    bytes_per_client: int = 64 * 1024 * 1024
+    children_per_collection: int = 1_000
+    creations_per_minute: float = 600
+    reports_per_second: float = 5_000
+    report_burst: float = 20_000
+    requests_per_second: float = 50
+    request_burst: float = 200
+    rejections_per_second: float = 5
+    rejection_burst: float = 20
+    deduplication_ids: int = 256
+    patch_operations: int = 1_000
+    snapshot_interval: float = 0.1
+    snapshot_max: float = 2.0
+    offline_grace: float = 5.0
+    tombstone_ttl: float = 86_400.0
+    status_pace: int = 500
+
+
+class Refused:
+    """A report or request that changed nothing: an HTTP-like code, whole sentences, and the place in the payload."""
+
+    __slots__ = ("code", "place", "text", "url")
+
+    def __init__(self, code: int, url: str, text: str, place: str | None = None) -> None:
+        self.code = code
+        self.url = url
+        self.text = text
+        self.place = place
+
+    def __repr__(self) -> str:
+        return f"Refused({self.code}, {self.url!r}, {self.text!r}, {self.place!r})"
+
+
+class Answer(NamedTuple):
+    """What a request is answered with; `code` follows HTTP."""
+
+    code: int
+    body: Any = None
+    description: str | None = None
+
+
+class Reply:
+    """A message for one client's inbox, with the MQTT 5 correlation it asked for."""
+
+    __slots__ = ("client", "correlation", "payload", "topic")
+
+    def __init__(self, client: str, payload: bytes, topic: str = "", correlation: bytes | None = None) -> None:
+        self.client = client
+        self.payload = payload
+        self.topic = topic or "inbox/" + client
+        self.correlation = correlation
+
+
+class Effects:
+    """What a batch did. `touched` are objects to store; `deltas` go out in order; `fresh` need their snapshot at once."""
+
+    __slots__ = ("deltas", "floors", "fresh", "ids", "purged", "replies", "touched", "work")
+
+    def __init__(self) -> None:
+        self.deltas: list[tuple[DataObject, bytes]] = []
+        self.touched: dict[DataObject, None] = {}
+        self.fresh: list[DataObject] = []
+        self.purged: list[DataObject] = []
+        self.floors: dict[str, int] = {}
+        self.ids: list[tuple[str, str, int]] = []
+        self.replies: list[Reply] = []
+        self.work: list[Iterator[Reply | None]] = []
+
+    def durable(self) -> bool:
+        """Whether anything here must be stored before the rest goes out."""
+        return bool(self.touched or self.purged or self.floors or self.ids)
+
+
+class Counters:
+    """What the engine has done since its start."""
+
+    __slots__ = (
+        "created",
+        "deleted",
+        "late",
+        "refused",
+        "reports",
+        "requests",
+        "status",
+        "suppressed",
+        "unchanged",
+        "view_left_out",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+
+class _Bucket:
+    """A token bucket; `take` says whether there was one more."""
+
+    __slots__ = ("burst", "rate", "stamp", "tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.tokens = burst
+        self.stamp = now
+
+    def take(self, now: float) -> bool:
+        tokens = self.tokens + (now - self.stamp) * self.rate
+        self.stamp = now
+        if tokens > self.burst:
+            tokens = self.burst
+        if tokens < 1.0 and self.rate:
+            self.tokens = tokens
+            return False
+        self.tokens = tokens - 1.0
+        return True
+
+
+class _Client:
+    """What the engine knows of one client while the gateway runs."""
+
+    __slots__ = ("bytes", "creations", "ids", "rejections", "reports", "requests", "suppressed")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.reports = _Bucket(limits.reports_per_second, limits.report_burst, now)
+        self.requests = _Bucket(limits.requests_per_second, limits.request_burst, now)
+        self.creations = _Bucket(limits.creations_per_minute / 60, max(1.0, limits.creations_per_minute), now)
+        self.rejections = _Bucket(limits.rejections_per_second, limits.rejection_burst, now)
+        self.suppressed = 0
+        self.bytes = 0
+        self.ids: dict[str, int] = {}
+
+
+class Engine:
+    """Holds every object of this gateway and applies what comes in, one input at a time, in order."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        rights: Rights,
+        objects: Objects,
+        limits: Limits,
+        *,
+        epoch: int,
+        now: float,
+        floors: dict[str, int] | None = None,
+        ids: Iterable[tuple[str, str, int]] = (),
+        next_row: int = 1,
+    ) -> None:
+        self.catalogue = catalogue
+        self.rights = rights
+        self.objects = objects
+        self.limits = limits
+        self.epoch = epoch
+        self.counters = Counters()
+        self.floors = dict(floors or {})
+        self._next_row = next_row
+        self._clients: dict[str, _Client] = {}
+        self._head = b'{"epoch":%d,"version":' % epoch
+        self._millis = -1
+        self._modified = b""
+        self._rejected = 0
+        self._stale: list[tuple[float, int, DataObject]] = []
+        self._leaving: dict[str, float] = {}
+        self._paced: deque[tuple[DataObject, str]] = deque()
+        self._tombstones: deque[DataObject] = deque()
+        self._dirty: dict[DataObject, None] = {}
+        self._credit = float(SNAPSHOT_FLOOR)
+        self._credited = now
+        self._requests: dict[str, Callable[..., Answer | Iterator[Answer | None]]] = {
+            "read": self._read,
+            "delete": self._delete,
+            "discover": self._discover,
+        }
+        self._take_over(now)
+        for client, key, code in ids:
+            self._note(client, key, code, now)
+
+    def _take_over(self, now: float) -> None:
+        """Bind stored objects to the catalogue and the namespaces; last-seen is the start."""
+        tombstones = []
+        for obj in self.objects:
+            if obj.deleted:
+                tombstones.append(obj)
+                continue
+            obj.seen = now
+            obj.namespace = self.rights.namespace_of(obj.topic)
+            obj.charged = obj.size
+            self._client(obj.reporter, now).bytes += obj.size
+            after = obj.namespace.stale_after if obj.namespace is not None else None
+            if after is not None and obj.status == LIVE:
+                obj.watched = True
+                self._stale.append((now + after, id(obj), obj))
+        heapify(self._stale)
+        self._tombstones.extend(sorted(tombstones, key=lambda obj: obj.modified))
+
+    def _client(self, name: str, now: float) -> _Client:
+        state = self._clients.get(name)
+        if state is None:
+            state = self._clients[name] = _Client(self.limits, now)
+        return state
+
+    def _stamp(self, now: float) -> int:
+        """Unix milliseconds of `now`; keeps the delta's `modified` part for all changes within one of them."""
+        millis = int(now * 1000)
+        if millis != self._millis:
+            self._millis = millis
+            self._modified = b',"modified":"' + rfc3339(millis).encode() + b'"'
+        return millis
+
+    # ---- reports -------------------------------------------------------------------------------------------------------
+
+    def report(self, effects: Effects, client: str, topic: str, payload: bytes, now: float) -> Refused | None:
+        """Apply one report of an authenticated client on an object topic. Hot: one screen, no logging.
+
+        Returns None when it is accepted (a change, or a sign of life), else why it is refused; a refusal changes nothing.
+        """
+        self.counters.reports += 1
+        state = self._clients.get(client) or self._client(client, now)
+        if not state.reports.take(now):
+            return self._refuse(effects, client, state, Refused(429, url_of(topic), self._too_fast("reports")), now)
+        obj = self.objects.get(topic)
+        limits = self.limits
+        try:
+            if len(payload) > limits.payload_bytes:
+                raise PayloadError(413, messages.too_long(len(payload), limits.payload_bytes))
+            change = orjson.loads(payload)
+            if payload.count(b"{") + payload.count(b"[") > limits.depth and depth_exceeds(change, limits.depth):
+                raise PayloadError(413, messages.too_deep(limits.depth))
+        except orjson.JSONDecodeError as error:
+            problem = messages.not_json(payload, error, limits.depth)
+            return self._refuse(effects, client, state, Refused(problem.code, url_of(topic), problem.text), now)
+        except PayloadError as error:
+            return self._refuse(effects, client, state, Refused(error.code, url_of(topic), error.text), now)
+        if obj is None or obj.reporter != client or obj.deleted:
+            refused = self._create(effects, client, state, topic, change, len(payload), obj, now)
+            return None if refused is None else self._refuse(effects, client, state, refused, now)
+        old = obj.document()
+        kind = b',"merge":'
+        try:
+            if type(change) is dict:
+                new = merge(old, change)
+            elif type(change) is list:
+                new = apply_patch(old, change, max_ops=limits.patch_operations, max_bytes=limits.data_bytes)
+                kind = b',"patch":'
+            else:
+                return self._refuse(effects, client, state, Refused(400, obj.url, _neither(change)), now)
+        except PatchError as error:
+            return self._refuse(effects, client, state, Refused(409, obj.url, str(error), error.place), now)
+        schema = obj.schema
+        if schema is not None and schema.timed and new is not old:
+            new, change = self._keep_newer(schema.timed, old, new, change, now)
+        if new is old:
+            self.counters.unchanged += 1
+            self.alive(effects, obj, now)
+            return None
+        refused = self._unfit(obj, schema, new, change, len(payload), state)
+        if refused is not None:
+            return self._refuse(effects, client, state, refused, now)
+        obj.data = new
+        obj.text = None
+        obj.size += len(payload)
+        obj.seen = now
+        obj.version += 1
+        obj.modified = self._stamp(now)
+        tail = b"}"
+        if obj.status != LIVE:
+            obj.status = LIVE
+            tail = b',"status":"live"}'
+            self._watch(obj, now)
+        delta = b"".join((self._head, b"%d" % obj.version, self._modified, kind, orjson.dumps(change), tail))
+        effects.deltas.append((obj, delta))
+        effects.touched[obj] = None
+        self._credit += len(delta) / 3
+        if not obj.due:
+            obj.due = now
+            self._dirty[obj] = None
+        return None
+
+    def _unfit(
+        self, obj: DataObject, schema: Schema | None, new: dict[str, Any], change: Any, added: int, state: _Client
+    ) -> Refused | None:
+        """Why a changed value may not be held: its schema, its size, its Reporter's allowance."""
+        limits = self.limits
+        if schema is None:
+            return Refused(
+                409, obj.url, "its schema is no longer in the catalogue: put the schema back, then report again"
+            )
+        if not schema.is_valid(new):
+            return self._invalid(obj.url, schema, new)
+        if obj.size + added > limits.data_bytes or type(change) is list:
+            text = orjson.dumps(new)
+            if len(text) > limits.data_bytes:
+                return Refused(
+                    413,
+                    obj.url,
+                    f"the object would have {len(text):,} bytes of data, at most {limits.data_bytes:,} are held: "
+                    "remove members (null in a merge patch) or split the object",
+                )
+            obj.size = len(text) - added
+        if state.bytes + added > limits.bytes_per_client and len(orjson.dumps(new)) > obj.charged:
+            return Refused(
+                413,
+                obj.url,
+                f"your objects hold {state.bytes:,} bytes, at most {limits.bytes_per_client:,} are allowed: "
+                "delete objects, or raise limits.bytes_per_client",
+            )
+        return None
+
+    @staticmethod
+    def _invalid(url: str, schema: Schema, data: Any) -> Refused:
+        problems = schema.problems(data, limit=1)
+        first = problems[0]
+        return Refused(422, url, f"{first.place}: {first.text} (schema {schema.name})", first.place)
+
+    def _keep_newer(
+        self, timed: Iterable[TimedMembers], old: dict[str, Any], new: dict[str, Any], change: Any, now: float
+    ) -> tuple[dict[str, Any], Any]:
+        """Members that carry their own time go backwards in nobody's copy: an older one leaves what is held alone.
+
+        A member reported without time counts as now: where one is held with a time, it gets the gateway's.
+        Returns the value to hold (`old` itself where nothing newer is left) and the change that leads to it.
+        """
+        is_merge = type(change) is dict
+        late = False
+        for members in timed:
+            held_at = _at(old, members.path)
+            new_at = _at(new, members.path)
+            said_at = _at(change, members.path) if is_merge else new_at
+            if held_at is None or new_at is None or said_at is None or held_at is new_at:
+                continue
+            key = members.time
+            for name in said_at:
+                held = held_at.get(name)
+                member = new_at.get(name)
+                if member is held or type(held) is not dict or type(member) is not dict:
+                    continue
+                held_time = held.get(key)
+                if held_time is None:
+                    continue
+                said = said_at[name]
+                if is_merge and not (type(said) is dict and key in said):
+                    stamped = rfc3339(int(now * 1000))
+                    new = _with(new, (*members.path, name, key), stamped)
+                    change = _with(change, (*members.path, name, key), stamped)
+                    continue
+                held_when = messages.instant(held_time)
+                when = messages.instant(member.get(key))
+                if held_when is None or when is None or when >= held_when or held_when > now + CLOCK_SKEW:
+                    continue
+                self.counters.late += 1
+                late = True
+                new = _with(new, (*members.path, name), held)
+                if is_merge:
+                    change = _without(change, (*members.path, name))
+        if late:
+            if same(new, old):
+                return old, change
+            if not is_merge:
+                change = diff(old, new)
+        return new, change
+
+    def _create(
+        self,
+        effects: Effects,
+        client: str,
+        state: _Client,
+        topic: str,
+        change: Any,
+        size: int,
+        obj: DataObject | None,
+        now: float,
+    ) -> Refused | None:
+        """A report on what does not exist, is somebody else's, or is a tombstone."""
+        url = url_of(topic)
+        rights = self.rights
+        if obj is None and not is_normal_topic(topic):
+            return Refused(400, url, self._misspelt(topic))
+        parent_topic = parent_of(topic)
+        if parent_topic is None:
+            creatable = rights.may_create(client, topic)
+        else:
+            creatable = rights.may_observe(client, parent_topic) and Address.from_topic(topic).child_reporter == client
+        if not creatable and not rights.may_observe(client, topic):
+            return self._hidden(client, url)
+        if obj is not None and obj.reporter != client:
+            return Refused(
+                403,
+                url,
+                f"its Reporter is {obj.reporter!r}, and only the Reporter writes: report on an object of your own",
+            )
+        if obj is not None:
+            return Refused(
+                410,
+                url,
+                "the object was deleted: create it again with a create request, or wait until its tombstone is gone",
+            )
+        schema: Schema | None
+        namespace = rights.namespace_of(topic)
+        if parent_topic is None:
+            scheme = topic[: topic.index("/")]
+            if scheme not in self.catalogue.schemes:
+                return Refused(
+                    404,
+                    url,
+                    f"no schema of the catalogue has the scheme {scheme!r}: known are {', '.join(sorted(self.catalogue.schemes))}",
+                )
+            if not creatable or namespace is None:
+                return Refused(
+                    404,
+                    url,
+                    f"the object does not exist, and {client!r} may not create it: see the namespace's `report` list",
+                )
+            schema = self.catalogue.get(namespace.schema)
+            if schema.scheme != scheme:
+                return Refused(
+                    404,
+                    url,
+                    f"the namespace's default schema {schema.name} is for {schema.scheme}://, not {scheme}://: name a namespace for {scheme}://",
+                )
+        else:
+            address = Address.from_topic(topic)
+            parent = self.objects.get(parent_topic)
+            if parent is None or parent.deleted or parent.schema is None:
+                return Refused(
+                    404, url, f"its parent {url_of(parent_topic)} does not exist: children live below an object"
+                )
+            child_schema = parent.schema.children.get(address.collection or "")
+            if child_schema is None:
+                known = ", ".join(sorted(parent.schema.children)) or "none"
+                return Refused(
+                    404,
+                    url,
+                    f"the schema {parent.schema.name} has no collection {address.collection!r}: it has {known}",
+                )
+            if not creatable:
+                return Refused(403, url, f"a child's Reporter is named in its URL, and this one is not {client!r}")
+            schema = self.catalogue.get(child_schema)
+            mine = url_of(f"{parent_topic}/children/{address.collection}/{client}/")
+            if sum(1 for _ in self.objects.from_url(mine)) >= self.limits.children_per_collection:
+                return Refused(
+                    413,
+                    url,
+                    f"you have {self.limits.children_per_collection:,} children in this collection: delete some of them first",
+                )
+        refused = self._full(client, state, url, size, now)
+        if refused is not None:
+            return refused
+        try:
+            if type(change) is dict:
+                data = merge({}, change)
+            elif type(change) is list:
+                data = apply_patch({}, change, max_ops=self.limits.patch_operations, max_bytes=self.limits.data_bytes)
+            else:
+                return Refused(400, url, _neither(change))
+        except PatchError as error:
+            return Refused(409, url, str(error), error.place)
+        if not schema.is_valid(data):
+            return self._invalid(url, schema, data)
+        text = orjson.dumps(data)
+        if len(text) > self.limits.data_bytes:
+            return Refused(
+                413,
+                url,
+                f"the object would have {len(text):,} bytes of data, at most {self.limits.data_bytes:,} are held",
+            )
+        millis = self._stamp(now)
+        created = DataObject(
+            topic=topic,
+            schema=schema,
+            reporter=client,
+            name=topic.rsplit("/", 1)[1],
+            version=self.floors.get(authority_of(topic), 0) + 1,
+            created=millis,
+            modified=millis,
+            data=data,
+            text=text,
+            row=self._next_row,
+            namespace=namespace,
+            seen=now,
+        )
+        self._next_row += 1
+        self.objects.add(created)
+        self.counters.created += 1
+        head = {"created": True, "schema": schema.url, "reporter": client, "status": LIVE}
+        self._emit(effects, created, b',%b,"value":%b' % (orjson.dumps(head)[1:-1], text), now)
+        effects.fresh.append(created)
+        self._watch(created, now)
+        return None
+
+    def _full(self, client: str, state: _Client, url: str, size: int, now: float) -> Refused | None:
+        """Whether a client may bring one more object to life."""
+        limits = self.limits
+        if len(self.objects) >= limits.objects:
+            return Refused(
+                507,
+                url,
+                f"the gateway holds {limits.objects:,} objects, its limit: delete some, or raise limits.objects",
+            )
+        if self.objects.count_of(client) >= limits.objects_per_client:
+            return Refused(
+                413,
+                url,
+                f"you have {limits.objects_per_client:,} objects, the limit: delete some, or raise limits.objects_per_client",
+            )
+        if state.bytes + size > limits.bytes_per_client:
+            return Refused(
+                413,
+                url,
+                f"your objects hold {state.bytes:,} bytes, at most {limits.bytes_per_client:,} are allowed: delete some",
+            )
+        if not state.creations.take(now):
+            return Refused(
+                429,
+                url,
+                f"more than {limits.creations_per_minute:g} objects created per minute: wait, then report again",
+            )
+        return None
+
+    @staticmethod
+    def _hidden(client: str, url: str) -> Refused:
+        """One answer for what exists and what does not, to somebody who may know of neither."""
+        return Refused(
+            403, url, f"{client!r} may neither observe nor create this URL: see the namespaces in the settings"
+        )
+
+    @staticmethod
+    def _misspelt(topic: str) -> str:
+        try:
+            Address.from_topic(topic)
+        except AddressError as error:
+            return str(error)
+        return "the URL is not in normal form"  # pragma: no cover - is_normal_topic and from_topic agree
+
+    def _too_fast(self, what: str) -> str:
+        rate = self.limits.reports_per_second if what == "reports" else self.limits.requests_per_second
+        return f"more than {rate:g} {what} per second: slow down, or raise limits.{what}_per_second"
+
+    def _refuse(self, effects: Effects, client: str, state: _Client, refused: Refused, now: float) -> Refused:
+        """Count a refusal and tell the client in its inbox, unless it has been told enough for now."""
+        self.counters.refused += 1
+        if client == ANONYMOUS:
+            return refused
+        if not state.rejections.take(now):
+            state.suppressed += 1
+            self.counters.suppressed += 1
+            return refused
+        self._rejected += 1
+        payload = messages.rejection(
+            refused.url,
+            refused.code,
+            refused.text,
+            place=refused.place,
+            created=int(now * 1000),
+            number=self._rejected,
+            more=state.suppressed,
+        )
+        state.suppressed = 0
+        effects.replies.append(Reply(client, payload))
+        return refused
+
+    def refuse(self, effects: Effects, client: str, refused: Refused, now: float) -> Refused:
+        """Refuse a report before it is looked at (a retained one, a malformed topic)."""
+        return self._refuse(effects, client, self._client(client, now), refused, now)
+
+    # ---- redelivery across sessions ------------------------------------------------------------------------------------
+
+    def remembered(self, client: str, key: str, now: float) -> int | None:
+        """The code that a report or request with this `id` property was answered with, or None."""
+        return self._client(client, now).ids.get(key)
+
+    def remember(self, effects: Effects, client: str, key: str, code: int, now: float) -> None:
+        """Keep an `id` for as long as a client's last `deduplication_ids` of them."""
+        self._note(client, key, code, now)
+        effects.ids.append((client, key, code))
+
+    def _note(self, client: str, key: str, code: int, now: float) -> None:
+        ids = self._client(client, now).ids
+        ids[key] = code
+        if len(ids) > self.limits.deduplication_ids:
+            del ids[next(iter(ids))]
+
+    # ---- life ----------------------------------------------------------------------------------------------------------
+
+    def alive(self, effects: Effects, obj: DataObject, now: float) -> None:
+        """A sign of life without a change: what was stale or disconnected becomes live."""
+        obj.seen = now
+        if obj.status != LIVE:
+            self._set_status(effects, obj, LIVE, now)
+            self._watch(obj, now)
+
+    def presence(self, effects: Effects, client: str, online: bool, now: float) -> None:
+        """A client says that it is there or has gone, or its last connection broke without a DISCONNECT."""
+        if not online:
+            self._leaving.setdefault(client, now + self.limits.offline_grace)
+            return
+        self._leaving.pop(client, None)
+        for obj in self.objects.of(client):
+            if obj.status == DISCONNECTED and not obj.deleted:
+                after = obj.namespace.stale_after if obj.namespace is not None else None
+                quiet = after is not None and obj.seen + after <= now
+                self._paced.append((obj, STALE if quiet else LIVE))
+        self._pace(effects, now)
+
+    def tick(self, effects: Effects, now: float) -> None:
+        """Let time pass: staleness, presence, tombstones. Called often (every 100 ms); does a bounded amount."""
+        self._pace(effects, now)
+        if self._leaving:
+            for client in [name for name, deadline in self._leaving.items() if deadline <= now]:
+                del self._leaving[client]
+                self._paced.extend(
+                    (obj, DISCONNECTED)
+                    for obj in self.objects.of(client)
+                    if not obj.deleted and obj.status != DISCONNECTED
+                )
+        stale = self._stale
+        budget = self.limits.status_pace
+        while stale and stale[0][0] <= now and budget:
+            _, _, obj = heappop(stale)
+            obj.watched = False
+            after = obj.namespace.stale_after if obj.namespace is not None else None
+            if obj.deleted or obj.status != LIVE or after is None:
+                continue
+            if obj.seen + after > now:
+                obj.watched = True
+                heappush(stale, (obj.seen + after, id(obj), obj))
+                continue
+            budget -= 1
+            self._set_status(effects, obj, STALE, now)
+        tombstones = self._tombstones
+        ttl = self.limits.tombstone_ttl * 1000
+        budget = self.limits.status_pace
+        while tombstones and tombstones[0].modified + ttl <= now * 1000 and budget:
+            budget -= 1
+            self._purge(effects, tombstones.popleft())
+
+    def _pace(self, effects: Effects, now: float) -> None:
+        """Work off status changes of clients with many objects, a bounded number at a time."""
+        paced = self._paced
+        for _ in range(min(len(paced), self.limits.status_pace)):
+            obj, status = paced.popleft()
+            if obj.deleted or obj.status == status:
+                continue
+            # Reported on since: alive, whatever its client's presence said before.
+            if status == DISCONNECTED and obj.seen + self.limits.offline_grace > now:
+                continue
+            self._set_status(effects, obj, status, now)
+            if status == LIVE:
+                self._watch(obj, now)
+
+    def _watch(self, obj: DataObject, now: float) -> None:
+        after = obj.namespace.stale_after if obj.namespace is not None else None
+        if after is not None and not obj.watched:
+            obj.watched = True
+            heappush(self._stale, (now + after, id(obj), obj))
+
+    def _set_status(self, effects: Effects, obj: DataObject, status: str, now: float) -> None:
+        obj.status = status
+        obj.version += 1
+        obj.modified = self._stamp(now)
+        self.counters.status += 1
+        self._emit(effects, obj, b',"status":"%b"' % status.encode(), now)
+
+    def _emit(self, effects: Effects, obj: DataObject, members: bytes, now: float) -> None:
+        """Send a delta for the object's new version and see that it is stored and, later, shown whole."""
+        self._stamp(now)
+        delta = b"%b%d%b%b}" % (self._head, obj.version, self._modified, members)
+        effects.deltas.append((obj, delta))
+        effects.touched[obj] = None
+        self._credit += len(delta) / 3
+        if not obj.due:
+            obj.due = now
+            self._dirty[obj] = None
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshots(self, now: float) -> list[DataObject]:
+        """The objects whose snapshot is due, oldest change first; each is given once per change.
+
+        Every `snapshot_interval`, stretched under load so that snapshots take at most a quarter of the output, never beyond
+        `snapshot_max`.
+        """
+        self._credit = min(self._credit + (now - self._credited) * SNAPSHOT_FLOOR, 4.0 * SNAPSHOT_FLOOR)
+        self._credited = now
+        due: list[DataObject] = []
+        young = now - self.limits.snapshot_interval
+        old = now - self.limits.snapshot_max
+        for obj in self._dirty:
+            if obj.due > young:
+                break
+            if self._credit <= 0 and obj.due > old:
+                break
+            self._credit -= obj.size + 300
+            due.append(obj)
+        for obj in due:
+            self.shown(obj)
+        return due
+
+    def shown(self, obj: DataObject) -> None:
+        """Note that the snapshot of this object is going out now."""
+        if obj.due:
+            obj.due = 0.0
+            self._dirty.pop(obj, None)
+
+    def seal(self, effects: Effects) -> None:
+        """Bring the objects of a batch into the form that is stored, and charge their Reporters for the bytes."""
+        for obj in effects.touched:
+            if obj.deleted:
+                size = 0
+            else:
+                size = len(obj.render())
+                obj.size = size
+            if size != obj.charged:
+                state = self._clients.get(obj.reporter)
+                if state is not None:
+                    state.bytes += size - obj.charged
+                obj.charged = size
+
+    # ---- requests ------------------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        effects: Effects,
+        client: str,
+        payload: bytes,
+        now: float,
+        topic: str = "",
+        correlation: bytes | None = None,
+    ) -> None:
+        """Answer one message on `request/{client}` into the client's inbox (`topic`: at or below it)."""
+        self.counters.requests += 1
+        state = self._client(client, now)
+
+        def reply(request_id: str, answer: Answer) -> Reply:
+            if answer.code >= 400:
+                self.counters.refused += 1
+            text = messages.response(request_id, answer.code, answer.body, answer.description)
+            return Reply(client, text, topic, correlation)
+
+        try:
+            value = messages.parse_json(payload, max_bytes=self.limits.payload_bytes, max_depth=self.limits.depth)
+        except PayloadError as error:
+            if state.rejections.take(now):
+                effects.replies.append(reply("", Answer(error.code, description=error.text)))
+            return
+        request_id = value.get("id") if isinstance(value, dict) else None
+        known_id = request_id if isinstance(request_id, str) and len(request_id) <= 128 else ""
+        if not state.requests.take(now):
+            if state.rejections.take(now):
+                effects.replies.append(reply(known_id, Answer(429, description=self._too_fast("requests"))))
+            return
+        answer = self._answer(effects, client, value, now)
+        if isinstance(answer, Answer):
+            effects.replies.append(reply(known_id, answer))
+        else:
+            effects.work.append(None if step is None else reply(known_id, step) for step in answer)
+
+    def _answer(self, effects: Effects, client: str, value: Any, now: float) -> Answer | Iterator[Answer | None]:
+        for schema, data in self._forms(value):
+            if not schema.is_valid(data):
+                first = schema.problems(data, limit=1)[0]
+                return Answer(400, description=f"{first.place or '/'}: {first.text}")
+        handler = self._requests.get(value["type"])
+        if handler is None:
+            known = ", ".join(sorted(self._requests))
+            return Answer(400, description=f"unknown type {value['type'][:64]!r}: known are {known}")
+        return handler(effects, client, value.get("body", {}), now)
+
+    def _forms(self, value: Any) -> Iterator[tuple[Schema, Any]]:
+        """The message schemas that a request must satisfy, each with the part it is about."""
+        forms = self.catalogue.messages
+        yield forms["request"], value
+        body = forms.get(value["type"])
+        if body is not None:
+            yield body, value.get("body", {})
+
+    def _find(self, client: str, text: str) -> DataObject | Refused:
+        """The object behind a URL of a request, as far as the client may know of it."""
+        try:
+            address = Address.parse(text)
+        except AddressError as error:
+            return Refused(400, text[:200], str(error))
+        topic = address.topic
+        if not self.rights.may_observe(client, topic):
+            if self.rights.may_create(client, topic):
+                return Refused(404, address.url, "the object does not exist")
+            return self._hidden(client, address.url)
+        obj = self.objects.get(topic)
+        if obj is None:
+            return Refused(404, address.url, "the object does not exist")
+        if obj.deleted:
+            return Refused(410, address.url, "the object was deleted")
+        return obj
+
+    def _read(self, _effects: Effects, client: str, body: dict[str, Any], _now: float) -> Answer:
+        single = body.get("resource")
+        if single is not None and not body.get("children"):
+            found = self._find(client, single)
+            if isinstance(found, Refused):
+                return Answer(found.code, description=f"{found.url}: {found.text}")
+            return Answer(200, orjson.Fragment(messages.snapshot(found, self.epoch)))
+        snapshots: list[orjson.Fragment] = []
+        refused: list[dict[str, Any]] = []
+        result: dict[str, Any] = {"snapshots": snapshots}
+        size = 0
+        last = ""
+        for found in self._wanted(client, body):
+            if isinstance(found, Refused):
+                refused.append({"url": found.url, "code": found.code, "description": found.text})
+                continue
+            text = messages.snapshot(found, self.epoch)
+            if snapshots and size + len(text) > ANSWER_BYTES:
+                result["next"] = last
+                break
+            size += len(text)
+            snapshots.append(orjson.Fragment(text))
+            last = found.url
+        if refused:
+            result["refused"] = refused
+        return Answer(200, result)
+
+    def _wanted(self, client: str, body: dict[str, Any]) -> Iterator[DataObject | Refused]:
+        """What a `read` of several asks for, in order: listed URLs, or all below a prefix; behind `after`."""
+        after = body.get("after", "")
+        children = body.get("children", False)
+        if "prefix" in body:
+            candidates = self._below(body["prefix"], after)
+            for looked, obj in enumerate(candidates):
+                if looked > 10 * SLICE:
+                    return
+                if (
+                    not obj.deleted
+                    and (children or parent_of(obj.topic) is None)
+                    and self.rights.may_observe(client, obj.topic)
+                ):
+                    yield obj
+            return
+        for url in body.get("resources") or [body["resource"]]:
+            found = self._find(client, url)
+            if after and after != found.url and not after.startswith(found.url + "/children/"):
+                continue
+            if not after:
+                yield found
+            if children and isinstance(found, DataObject):
+                for child in self.objects.from_url(found.url + "/children/", after):
+                    if not child.deleted:
+                        yield child
+            after = ""
+
+    def _below(self, prefix: str, after: str = "") -> Iterator[DataObject]:
+        """The object at a URL and all below it; a prefix that ends in `/` is taken as it is."""
+        for obj in self.objects.from_url(prefix, after):
+            if prefix.endswith("/") or not prefix or len(obj.url) == len(prefix) or obj.url[len(prefix)] == "/":
+                yield obj
+
+    def _delete(self, effects: Effects, client: str, body: dict[str, Any], now: float) -> Answer:
+        found = self._find(client, body["resource"])
+        if isinstance(found, Refused):
+            return Answer(found.code, description=f"{found.url}: {found.text}")
+        if found.reporter != client:
+            return Answer(
+                403, description=f"{found.url}: its Reporter is {found.reporter!r}, and only the Reporter deletes it"
+            )
+        self.delete(effects, found, now)
+        return Answer(200, {"url": found.url, "version": found.version})
+
+    def delete(self, effects: Effects, obj: DataObject, now: float) -> None:
+        """Delete an object, its children first; each leaves a tombstone with its next version."""
+        for child in [child for child in self.objects.children(obj.topic) if not child.deleted]:
+            self._bury(effects, child, now)
+        self._bury(effects, obj, now)
+
+    def _bury(self, effects: Effects, obj: DataObject, now: float) -> None:
+        obj.deleted = True
+        obj.version += 1
+        obj.modified = self._stamp(now)
+        obj.data = None
+        obj.text = b""
+        obj.size = 0
+        obj.types = None
+        self.counters.deleted += 1
+        self._emit(effects, obj, b',"deleted":true', now)
+        effects.fresh.append(obj)
+        self._tombstones.append(obj)
+
+    def _purge(self, effects: Effects, obj: DataObject) -> None:
+        """Forget a tombstone; what is created later below its authority starts above its version."""
+        authority = authority_of(obj.topic)
+        floor = max(self.floors.get(authority, 0), obj.version)
+        self.floors[authority] = floor
+        effects.floors[authority] = floor
+        effects.touched.pop(obj, None)
+        effects.purged.append(obj)
+        self._dirty.pop(obj, None)
+        self.objects.remove(obj)
+
+    def _discover(self, _effects: Effects, client: str, body: dict[str, Any], _now: float) -> Iterator[Answer | None]:
+        """Go through the objects a slice at a time: yields None to let others go on, at last the answer."""
+        after = body.get("after", "")
+        scheme, authority = body.get("scheme"), body.get("authority")
+        prefix = body.get("prefix", "")
+        listed: list[dict[str, Any]] = []
+        digest = hashlib.sha256()
+        total = 0
+        more = False
+        for looked, obj in enumerate(self._below(prefix), 1):
+            if looked % SLICE == 0:
+                yield None
+            if obj.deleted or not self._asked_for(obj, body, client, scheme, authority):
+                continue
+            total += 1
+            url = obj.url
+            digest.update(url.encode() + b"\n")
+            if url <= after:
+                continue
+            if len(listed) == PAGE:
+                more = True
+                continue
+            listed.append(
+                {
+                    "url": url,
+                    "schema": obj.schema.url if obj.schema is not None else None,
+                    "reporter": obj.reporter,
+                    "epoch": self.epoch,
+                    "version": obj.version,
+                    "status": obj.status,
+                    "name": obj.name,
+                }
+            )
+        result: dict[str, Any] = {"objects": listed, "total": total, "digest": digest.hexdigest()}
+        if more:
+            result["next"] = listed[-1]["url"]
+        yield Answer(200, result)
+
+    def _asked_for(
+        self, obj: DataObject, body: dict[str, Any], client: str, scheme: str | None, authority: str | None
+    ) -> bool:
+        if scheme is not None or authority is not None:
+            its_scheme, _, rest = obj.topic.partition("/")
+            if (scheme is not None and its_scheme != scheme) or (
+                authority is not None and rest.partition("/")[0] != authority
+            ):
+                return False
+        if "schema" in body and (obj.schema is None or body["schema"] not in (obj.schema.url, obj.schema.name)):
+            return False
+        if (
+            ("name" in body and obj.name != body["name"])
+            or ("reporter" in body and obj.reporter != body["reporter"])
+            or ("status" in body and obj.status != body["status"])
+            or ("tag" in body and body["tag"] not in (obj.tags or ()))
+            or ("resource" in body and body["resource"] not in (obj.resources or ()))
+            or (body.get("mine") and obj.reporter != client)
+        ):
+            return False
+        return self.rights.may_observe(client, obj.topic)
+
+
+def _neither(change: Any) -> str:
+    kind = {str: "a string", bool: "a boolean", type(None): "null"}.get(type(change), "a number")
+    return f"the payload is {kind}: a report is a JSON object (merge patch) or array (JSON Patch)"
+
+
+def _at(value: Any, path: tuple[str, ...]) -> dict[str, Any] | None:
+    for key in path:
+        if type(value) is not dict:
+            return None
+        value = value.get(key)
+    return value if type(value) is dict else None
+
+
+def _with(value: dict[str, Any], path: tuple[str, ...], leaf: Any) -> dict[str, Any]:
+    """A copy with one member replaced; the rest is shared."""
+    copy = dict(value)
+    copy[path[0]] = leaf if len(path) == 1 else _with(value[path[0]], path[1:], leaf)
+    return copy
+
+
+def _without(value: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    copy = dict(value)
+    if len(path) == 1:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = _without(value[path[0]], path[1:])
+    return copy

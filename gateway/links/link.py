@@ -1,0 +1,73 @@
+"""What a link is: the gateway's connection to the broker, inside or outside. Both keep these two interfaces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gateway.wire.packets import Properties, Publish
+
+
+class Route(Protocol):
+    """A topic made ready for sending to it often."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody would get a message on it now; a link that cannot know says True."""
+
+
+class Receiver(Protocol):
+    """The service, as a link sees it."""
+
+    def receive(self, batch: list[Publish]) -> None:
+        """Take reports, requests and presence in order of arrival; each is acknowledged through the link when it is stored."""
+
+    def retained(self, topic_filter: str) -> Iterator[tuple[str, bytes, int]]:
+        """The retained messages below a filter, rendered now: (topic, payload, QoS)."""
+
+    def settled(self, then: Callable[[], None]) -> None:
+        """Run `then` when nothing is applied but not yet stored: now, or after the commit in flight."""
+
+    def present(self, client: str) -> None:
+        """A client has connected."""
+
+    def lost(self, client: str) -> None:
+        """A client's last connection ended without a DISCONNECT."""
+
+
+class Link(Protocol):
+    """The way to the broker."""
+
+    address: tuple[str, int]
+    """Host and port: where clients connect."""
+
+    async def start(self, receiver: Receiver) -> None:
+        """Listen or connect. Raises LinkError."""
+
+    async def stop(self) -> None:
+        """Say good-bye and close."""
+
+    def route(self, topic: str, *, retain: bool) -> Route:
+        """Prepare a topic (with its prefix). Retained messages are kept by a broker outside; inside, `Receiver.retained` makes them."""
+
+    def send(self, route: Route, payload: bytes, qos: int) -> None:
+        """Publish on a prepared topic."""
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, properties: Properties | None = None
+    ) -> None:
+        """Publish once on any topic."""
+
+    def acknowledge(self, publish: Publish, reason: int = 0, text: str | None = None) -> None:
+        """Answer a received PUBLISH: a reason below 0x80 means that it is stored."""
+
+    def session(self, publish: Publish) -> tuple[str, str]:
+        """Whose packet identifiers those of this PUBLISH are: (client, session)."""
+
+    def pause(self) -> None:
+        """Stop reading: the service has enough to do."""
+
+    def resume(self) -> None:
+        """Read again."""

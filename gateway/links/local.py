@@ -1,0 +1,148 @@
+"""The link to the broker inside: same process, same event loop, no second hop."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.broker.server import Broker
+from gateway.errors import CtxtError
+from gateway.rights import ANONYMOUS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gateway.acl.embedded import EmbeddedAcl
+    from gateway.broker.house import Limits, Peer
+    from gateway.broker.server import Route
+    from gateway.broker.session import Session
+    from gateway.credentials import Credentials
+    from gateway.links.link import Receiver
+    from gateway.wire.packets import Properties, Publish
+
+POLL = 1.0
+"""Seconds between two looks for clients that were removed or disabled while connected."""
+
+OWNED = ("report", "request", "presence")
+"""The verbs that the gateway itself listens to."""
+
+
+class LinkError(CtxtError):
+    """The broker cannot be reached or opened. The sentence says which address, why, and what to do."""
+
+
+class Listener(NamedTuple):
+    """Where the broker inside listens; `anonymous` admits clients without a name, on loopback only."""
+
+    host: str
+    port: int
+    anonymous: bool = False
+
+
+class LocalLink:
+    """Joins the service to the broker inside: the broker's `House` on one side, the service's `Link` on the other."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        limits: Limits,
+        acl: EmbeddedAcl,
+        credentials: Credentials,
+        *,
+        prefix: str = "",
+    ) -> None:
+        self._listener = listener
+        self._acl = acl
+        self._credentials = credentials
+        self._owned = tuple((f"{prefix}/" if prefix else "") + verb + "/" for verb in OWNED)
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="passwords")
+        self._receiver: Receiver | None = None
+        self._poll: asyncio.TimerHandle | None = None
+        self.address = (listener.host, listener.port)
+        self.broker = Broker(self, limits)
+        self.may_publish = acl.may_publish
+        self.may_subscribe = acl.may_subscribe
+        self.may_receive = acl.may_receive
+        self.publish = self.broker.publish
+        self.acknowledge = self.broker.acknowledge
+        self.send = self.broker.send
+        self.route = self.broker.route
+        self.pause = self.broker.pause
+        self.resume = self.broker.resume
+
+    # ---- the service's Link --------------------------------------------------------------------------------------------
+
+    async def start(self, receiver: Receiver) -> None:
+        """Listen. Raises LinkError."""
+        self._receiver = receiver
+        self.receive = receiver.receive
+        self.retained = receiver.retained
+        self.settled = receiver.settled
+        host, port = self._listener.host, self._listener.port
+        try:
+            self.address = await self.broker.listen(host, port)
+        except OSError as error:
+            hint = "another broker may be running there: stop it, or set another port in broker.url"
+            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror or error}; {hint}") from error
+        self._credentials.changed()
+        self._watch()
+
+    async def stop(self) -> None:
+        """Say good-bye to every client and close."""
+        if self._poll is not None:
+            self._poll.cancel()
+        await self.broker.stop()
+        self._hashing.shutdown(wait=False)
+
+    def session(self, publish: Publish) -> tuple[str, str]:
+        """(client, client id): whose packet identifiers these are."""
+        key: tuple[str, str] = publish.origin.key
+        return key
+
+    # ---- the broker's House --------------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever an earlier answer of may_… could have become different."""
+        return self._acl.generation
+
+    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | None:
+        """The client's name, or None. Hashing happens in a thread; one password at a time, so that it costs one core."""
+        if username is None:
+            return ANONYMOUS if self._listener.anonymous and peer.loopback else None
+        if password is None:
+            return None
+        loop = asyncio.get_running_loop()
+        good = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
+        return username if good else None
+
+    def owns(self, topic: str) -> bool:
+        """Whether the gateway itself listens to this topic."""
+        return topic.startswith(self._owned)
+
+    def online(self, session: Session) -> None:
+        """A client has connected."""
+        if self._receiver is not None:
+            self._receiver.present(session.client)
+
+    def offline(self, session: Session, *, clean: bool, last: bool) -> None:
+        """A connection has ended. A clean DISCONNECT changes nothing: battery sensors sleep."""
+        if last and not clean and self._receiver is not None:
+            self._receiver.lost(session.client)
+
+    def _watch(self) -> None:
+        """Disconnect clients that are no longer admitted; a look at the file costs nothing when it has not changed."""
+        self._poll = asyncio.get_running_loop().call_later(POLL, self._watch)
+        if not self._credentials.changed():
+            return
+        admitted = {client.name for client in self._credentials.names() if not client.disabled}
+        for client in self.broker.clients() - admitted - {ANONYMOUS}:
+            self.broker.disconnect(client, 0x87)
+
+    receive: Callable[[list[Publish]], None]
+    retained: Callable[[str], Iterator[tuple[str, bytes, int]]]
+    settled: Callable[[Callable[[], None]], None]
+
+
+__all__ = ["LinkError", "Listener", "LocalLink", "Properties", "Route"]

@@ -1,0 +1,638 @@
+"""The running gateway: the only place that knows engine, store and link. A report's way is one straight line here.
+
+link (packets) -> `receive` (a batch) -> engine (effects) -> store (one commit) -> deltas, acknowledgements -> later snapshots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import gateway
+from gateway import messages
+from gateway.acl.embedded import EmbeddedAcl
+from gateway.broker.house import Limits as BrokerLimits
+from gateway.catalogue import Catalogue
+from gateway.credentials import Credentials
+from gateway.data import folder
+from gateway.engine import Effects, Engine, Limits, Refused, Reply
+from gateway.links.local import Listener, LocalLink
+from gateway.objects import Objects
+from gateway.redelivery import Ring, mark_of
+from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
+from gateway.store import Batch, Store, StoreError
+from gateway.topics import matches
+from gateway.wire.packets import Property, Publish, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.links.link import Link
+    from gateway.objects import DataObject
+    from gateway.settings import Settings
+
+TICK = 0.1
+"""Seconds between two looks at the clock: snapshots, staleness, presence, tombstones."""
+
+CHECKPOINT_EVERY = 30.0
+"""Seconds between checkpoints while something is written; with `durability = "process"` a power cut may cost this much."""
+
+CHECKPOINT_BYTES = 32 * 1024 * 1024
+"""A log this long is checkpointed without waiting."""
+
+SLOW_COMMIT = 0.02
+"""A commit that takes longer (seconds) than this sends the next ones to a thread, until the disk is quick again."""
+
+WAITING_BYTES = 8 * 1024 * 1024
+"""Payload bytes that may wait for a commit in flight before the link stops reading."""
+
+DOORS = 200_000
+"""Topics whose meaning is kept; when full the table begins anew."""
+
+REASONS = {
+    400: Reason.PAYLOAD_FORMAT_INVALID,
+    403: Reason.NOT_AUTHORIZED,
+    404: Reason.TOPIC_NAME_INVALID,
+    422: Reason.PAYLOAD_FORMAT_INVALID,
+    413: Reason.QUOTA_EXCEEDED,
+    429: Reason.QUOTA_EXCEEDED,
+    507: Reason.QUOTA_EXCEEDED,
+}
+"""The reason code of a PUBACK (MQTT 5 section 3.4.2.1 allows these) for a code of ours; any other is 0x83."""
+
+
+class Door(NamedTuple):
+    """What a topic that clients publish to means."""
+
+    verb: str
+    client: str
+    topic: str
+
+
+Pending = tuple[Publish, int, str | None]
+
+
+class Service:
+    """One gateway on one link. `failed` is set with the error when it cannot go on."""
+
+    def __init__(
+        self,
+        *,
+        gateway_id: str,
+        number: int,
+        prefix: str,
+        store: Store,
+        catalogue: Catalogue,
+        rights: Rights,
+        limits: Limits,
+        link: Link,
+        ring_length: int,
+        announce_interval: float = 1.0,
+        patterns: list[str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._link = link
+        self._rights = rights
+        self._prefix = prefix + "/" if prefix else ""
+        self._announce_topic = f"{self._prefix}gateway/{gateway_id}"
+        self._announce_interval = announce_interval
+        self._patterns = patterns or []
+        self._ring_length = ring_length
+        objects = Objects(store.objects(catalogue))
+        rights.objects = objects
+        self.epoch = store.claim_epoch(number)
+        self.engine = Engine(
+            catalogue,
+            rights,
+            objects,
+            limits,
+            epoch=self.epoch,
+            now=clock(),
+            floors=store.floors(),
+            ids=store.ids(),
+            next_row=store.next_row,
+        )
+        self._rings = store.rings(ring_length)
+        self._doors: dict[str, Door] = {}
+        self._busy = False
+        self._waiting: list[Publish] = []
+        self._waiting_bytes = 0
+        self._paused = False
+        self._settled: list[Callable[[], None]] = []
+        self._work: list[Iterator[object]] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._off_loop = store.durability == "power"
+        self._quick_commits = 0
+        self._ticker: asyncio.TimerHandle | None = None
+        self._counter = 0
+        self._announced = (0, 0.0)
+        self._checkpointed = clock()
+        self._committed = False
+        self._checkpointing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.failed: asyncio.Future[None] | None = None
+        self.commits = 0
+
+    # ---- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the link and let time pass. Raises LinkError."""
+        self._loop = asyncio.get_running_loop()
+        self.failed = self._loop.create_future()
+        await self._link.start(self)
+        self._announce(self._clock())
+        self._ticker = self._loop.call_later(TICK, self._tick)
+
+    async def stop(self) -> None:
+        """Finish what has been taken in, say good-bye, close link and store. Raises StoreError when the last write fails."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():
+            await asyncio.sleep(0.005)
+        if not self._has_failed():
+            payload = self._announcement("offline")
+            self._link.publish(self._announce_topic, payload, qos=1, retain=True)
+        await self._link.stop()
+        self._writer.shutdown(wait=True)
+        if self.failed is not None and not self.failed.done():
+            self.failed.cancel()
+        self._store.close()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where clients connect, once started."""
+        return self._link.address
+
+    def _has_failed(self) -> bool:
+        return self.failed is not None and self.failed.done()
+
+    def _fail(self, error: StoreError) -> None:
+        """A failed commit is fatal to the batch: nothing of it has gone out, and the gateway stops."""
+        self._busy = True  # nothing is applied any more
+        self._link.pause()
+        if self.failed is not None and not self.failed.done():
+            self.failed.set_exception(error)
+
+    # ---- in ------------------------------------------------------------------------------------------------------------
+
+    def receive(self, batch: list[Publish]) -> None:
+        """Take what clients published, in order of arrival. While a commit is in flight it waits, in order and bounded."""
+        if not self._busy:
+            self._apply(batch)
+            return
+        self._waiting.extend(batch)
+        self._waiting_bytes += sum(len(publish.payload) + 100 for publish in batch)
+        if self._waiting_bytes > WAITING_BYTES and not self._paused:
+            self._paused = True
+            self._link.pause()
+
+    def _apply(self, batch: list[Publish]) -> None:
+        """Hot: everything between a batch of packets and its commit."""
+        now = self._clock()
+        effects = Effects()
+        answers: list[Pending] = []
+        touched: dict[tuple[str, str], Ring] = {}
+        doors = self._doors
+        rings = self._rings
+        report = self.engine.report
+        for publish in batch:
+            topic = publish.topic
+            door = doors.get(topic) or self._door(topic)
+            verb, client, about = door
+            ring = None
+            if publish.qos:
+                session = self._link.session(publish)
+                ring = rings.get(session)
+                if ring is None:
+                    ring = rings[session] = Ring(self._ring_length)
+                mark = mark_of(topic, publish.payload)
+                if publish.dup:
+                    known = ring.find(publish.packet_id, mark)
+                    if known is not None:
+                        answers.append((publish, known, None))
+                        continue
+            if verb == "report" and not publish.retain and publish.properties is None:
+                refused = report(effects, client, about, publish.payload, now)
+            else:
+                refused = self._other(effects, door, publish, now)
+            if ring is not None:
+                reason, text = (0, None) if refused is None else (_reason(refused.code), f"{refused.code} {refused.text}")
+                ring.remember(publish.packet_id, mark, reason)
+                ring.used = now
+                touched[session] = ring
+                answers.append((publish, reason, text))
+        self._commit(effects, answers, touched)
+
+    def _door(self, topic: str) -> Door:
+        """What a topic means; kept for the next message on it."""
+        own = topic[len(self._prefix) :]
+        verb, _, rest = own.partition("/")
+        client, _, about = rest.partition("/")
+        if len(self._doors) >= DOORS:
+            self._doors.clear()
+        door = self._doors[topic] = Door(verb, client, about)
+        return door
+
+    def _other(self, effects: Effects, door: Door, publish: Publish, now: float) -> Refused | None:
+        """Everything that is not a plain report: presence, requests, what is retained, what carries an `id`."""
+        engine = self.engine
+        verb, client, about = door
+        if verb == "presence":
+            return self._presence(effects, client, publish.payload, now)
+        if publish.retain:
+            return engine.refuse(
+                effects, client, Refused(400, about, f"a retained {verb} is never applied: send it without RETAIN"), now
+            )
+        key = _dedup_id(publish)
+        if key is not None:
+            known = engine.remembered(client, key, now)
+            if known is not None:
+                return None if known < 400 else Refused(known, about, "answered before: this id was used already")
+        refused: Refused | None = None
+        if verb == "report":
+            refused = engine.report(effects, client, about, publish.payload, now)
+        else:
+            reply_to, correlation = self._reply_to(publish, client)
+            engine.request(effects, client, publish.payload, now, reply_to, correlation)
+        if key is not None:
+            engine.remember(effects, client, key, 200 if refused is None else refused.code, now)
+        return refused
+
+    def _presence(self, effects: Effects, client: str, payload: bytes, now: float) -> Refused | None:
+        if payload not in (b"online", b"offline"):
+            return self.engine.refuse(
+                effects, client, Refused(400, f"presence/{client}", "presence is the text online or offline"), now
+            )
+        self.engine.presence(effects, client, payload == b"online", now)
+        return None
+
+    def _reply_to(self, publish: Publish, client: str) -> tuple[str, bytes | None]:
+        """Where an answer goes: a response topic is honoured only at or below the client's own inbox."""
+        inbox = "inbox/" + client
+        if publish.properties is None:
+            return inbox, None
+        wanted = publish.properties.get(Property.RESPONSE_TOPIC, "")
+        wanted = wanted[len(self._prefix) :] if wanted.startswith(self._prefix) else ""
+        correlation: bytes | None = publish.properties.get(Property.CORRELATION_DATA)
+        return (wanted if wanted == inbox or wanted.startswith(inbox + "/") else inbox), correlation
+
+    def present(self, client: str) -> None:
+        """A client has connected."""
+        if client != ANONYMOUS:
+            self.settled(lambda: self._alone(lambda effects, now: self.engine.presence(effects, client, True, now)))
+
+    def lost(self, client: str) -> None:
+        """A client's last connection ended without a DISCONNECT."""
+        if client != ANONYMOUS:
+            self.settled(lambda: self._alone(lambda effects, now: self.engine.presence(effects, client, False, now)))
+
+    def _alone(self, act: Callable[[Effects, float], None]) -> None:
+        effects = Effects()
+        act(effects, self._clock())
+        self._commit(effects, [], {})
+
+    # ---- the commit ----------------------------------------------------------------------------------------------------
+
+    def _commit(self, effects: Effects, answers: list[Pending], rings: dict[tuple[str, str], Ring]) -> None:
+        """Store, then let out. Nothing is visible before it is stored."""
+        if not rings and not effects.durable():
+            self._emit(effects, answers)
+            return
+        self.engine.seal(effects)
+        batch = Batch(effects.touched, effects.purged, effects.floors.items(), effects.ids, rings.items())
+        self._committed = True
+        self.commits += 1
+        if not self._off_loop:
+            started = time.perf_counter()
+            try:
+                self._store.commit(batch)
+            except StoreError as error:
+                self._fail(error)
+                return
+            if time.perf_counter() - started > SLOW_COMMIT:
+                self._off_loop = True
+                self._quick_commits = 0
+            self._emit(effects, answers)
+            return
+        self._busy = True
+        assert self._loop is not None
+        started = time.perf_counter()
+        future = self._loop.run_in_executor(self._writer, self._store.commit, batch)
+        future.add_done_callback(lambda done: self._stored(done, effects, answers, started))
+
+    def _stored(self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float) -> None:
+        """A commit made in the thread has ended."""
+        error = done.exception()
+        if isinstance(error, StoreError):
+            self._fail(error)
+            return
+        if error is not None:
+            raise error
+        if self._store.durability == "process":
+            self._quick_commits = self._quick_commits + 1 if time.perf_counter() - started < SLOW_COMMIT else 0
+            if self._quick_commits >= 100:
+                self._off_loop = False
+        self._emit(effects, answers)
+        self._idle()
+
+    def _idle(self) -> None:
+        """Nothing is in flight: let in what has waited, in order."""
+        self._busy = False
+        while self._settled and not self._busy:
+            self._settled.pop(0)()
+        if self._waiting and not self._busy:
+            batch, self._waiting = self._waiting, []
+            self._waiting_bytes = 0
+            self._apply(batch)
+        if self._paused and not self._waiting:
+            self._paused = False
+            self._link.resume()
+
+    def settled(self, then: Callable[[], None]) -> None:
+        """Run `then` when nothing is applied but not yet stored."""
+        if self._busy:
+            self._settled.append(then)
+        else:
+            then()
+
+    # ---- out -----------------------------------------------------------------------------------------------------------
+
+    def _emit(self, effects: Effects, answers: list[Pending]) -> None:
+        """Hot: deltas out, new objects' snapshots, replies, acknowledgements."""
+        link = self._link
+        send = link.send
+        for obj, delta in effects.deltas:
+            route = obj.delta_route
+            if route is None:
+                route = obj.delta_route = link.route(f"{self._prefix}delta/{obj.topic}", retain=False)
+            send(route, delta, obj.namespace.qos if obj.namespace is not None else 1)
+        for obj in effects.fresh:
+            self.engine.shown(obj)
+            self._show(obj)
+        for obj in effects.purged:
+            self._clear(obj)
+        for reply in effects.replies:
+            self._reply(reply)
+        for publish, reason, text in answers:
+            link.acknowledge(publish, reason, text)
+        if effects.deltas:
+            self._counter += 1
+        if effects.work:
+            self._work.extend(effects.work)
+            assert self._loop is not None
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        """Go on with long searches, a slice at a time, fairly."""
+        if self._busy:
+            self._settled.append(self._step)
+            return
+        work, self._work = self._work, []
+        for search in work:
+            reply = next(search, search)
+            if reply is None:
+                self._work.append(search)
+            elif reply is not search:
+                self._reply(reply)  # type: ignore[arg-type]
+        if self._work and self._loop is not None:
+            self._loop.call_soon(self._step)
+
+    def _reply(self, reply: Reply) -> None:
+        properties = None if reply.correlation is None else {Property.CORRELATION_DATA: reply.correlation}
+        self._link.publish(self._prefix + reply.topic, reply.payload, qos=1, properties=properties)
+
+    def _show(self, obj: DataObject) -> None:
+        """Send an object's snapshot, and its value view where the namespace asks for one."""
+        link = self._link
+        qos = obj.namespace.qos if obj.namespace is not None else 1
+        route = obj.snapshot_route
+        if route is None:
+            route = obj.snapshot_route = link.route(f"{self._prefix}snapshot/{obj.topic}", retain=True)
+        if route.wanted:
+            link.send(route, messages.snapshot(obj, self.epoch), qos)
+        if obj.namespace is None or not obj.namespace.value_view:
+            return
+        route = obj.value_route
+        if route is None:
+            route = obj.value_route = link.route(f"{self._prefix}value/{obj.topic}", retain=True)
+        if route.wanted:
+            link.send(route, b"" if obj.deleted else self._view(obj), qos)
+
+    def _view(self, obj: DataObject) -> bytes:
+        payload, left_out = messages.value_view(obj)
+        self.engine.counters.view_left_out += left_out
+        return payload
+
+    def _clear(self, obj: DataObject) -> None:
+        """A purged tombstone's retained copy goes."""
+        self._link.publish(f"{self._prefix}snapshot/{obj.topic}", b"", qos=1, retain=True)
+
+    def retained(self, topic_filter: str) -> Iterator[tuple[str, bytes, int]]:
+        """The gateway's own retained messages below a filter, rendered as they are read."""
+        if matches(topic_filter, self._announce_topic):
+            yield self._announce_topic, self._announcement("online"), 1
+        for verb in OBSERVED:
+            if verb == "delta":
+                continue
+            rest = _below(topic_filter, f"{self._prefix}{verb}")
+            if rest is None:
+                continue
+            for obj in self._rights.objects.matching(rest):
+                namespace = obj.namespace
+                qos = namespace.qos if namespace is not None else 1
+                if verb == "snapshot":
+                    yield f"{self._prefix}snapshot/{obj.topic}", messages.snapshot(obj, self.epoch), qos
+                elif namespace is not None and namespace.value_view and not obj.deleted:
+                    yield f"{self._prefix}value/{obj.topic}", self._view(obj), qos
+
+    def _announcement(self, status: str) -> bytes:
+        return messages.announcement(
+            status=status,
+            epoch=self.epoch,
+            counter=self._counter,
+            patterns=self._patterns,
+            version=gateway.__version__,
+        )
+
+    def _announce(self, now: float) -> None:
+        self._announced = (self._counter, now)
+        self._link.publish(self._announce_topic, self._announcement("online"), qos=1, retain=True)
+
+    # ---- time ----------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        now = self._clock()
+        if not self._busy:
+            effects = Effects()
+            self.engine.tick(effects, now)
+            self._commit(effects, [], {})
+        if not self._busy:
+            for obj in self.engine.snapshots(now):
+                self._show(obj)
+            counter, when = self._announced
+            if counter != self._counter and now - when >= self._announce_interval:
+                self._announce(now)
+        if self._committed and not self._checkpointing and not self._has_failed():
+            late = now - self._checkpointed > CHECKPOINT_EVERY
+            if late or (int(now / TICK) % 10 == 0 and self._store.wal_bytes() > CHECKPOINT_BYTES):
+                self._checkpointing = True
+                self._checkpointed = now
+                task = self._loop.create_task(self._checkpoint())
+                task.add_done_callback(self._checkpoint_done)
+
+    async def _checkpoint(self) -> None:
+        """Flush to the disk in a thread. Commits go on beside it but for the last step, which waits for its turn."""
+        assert self._loop is not None
+        self._committed = False
+        checkpointer = asyncio.to_thread(self._store.checkpoint)
+        await checkpointer
+        turn: asyncio.Future[None] = self._loop.create_future()
+
+        def take() -> None:
+            self._busy = True
+            if not turn.done():
+                turn.set_result(None)
+
+        self.settled(take)
+        await turn
+        await self._loop.run_in_executor(self._writer, self._store.rewind)
+
+    def _checkpoint_done(self, task: asyncio.Task[None]) -> None:
+        self._checkpointing = False
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StoreError):
+            self._fail(error)
+            return
+        if error is not None:
+            raise error
+        self._checkpointed = self._clock()
+        self._idle()
+
+
+def _reason(code: int) -> int:
+    return REASONS.get(code, Reason.IMPLEMENTATION_SPECIFIC_ERROR)
+
+
+def _dedup_id(publish: Publish) -> str | None:
+    """The user property `id`, which de-duplicates across sessions."""
+    if publish.properties is None:
+        return None
+    for name, value in publish.properties.get(Property.USER_PROPERTY, ()):
+        if name == "id" and 0 < len(value) <= 128:
+            return str(value)
+    return None
+
+
+def _below(topic_filter: str, head: str) -> str | None:
+    """What is left of a filter below the levels of `head`, or None where it matches nothing there."""
+    wanted = topic_filter.split("/")
+    for level in head.split("/"):
+        if not wanted:
+            return None
+        if wanted[0] == "#":
+            return "#"
+        if wanted[0] not in ("+", level):
+            return None
+        wanted.pop(0)
+    return "/".join(wanted) if wanted else None
+
+
+
+
+def engine_limits(settings: Settings) -> Limits:
+    """The engine's bounds and times, out of the settings of the same names."""
+    return Limits(
+        **{name: getattr(settings.limits, name) for name in type(settings.limits).model_fields},
+        snapshot_interval=settings.timing.snapshot_interval,
+        snapshot_max=settings.timing.snapshot_max,
+        offline_grace=settings.timing.offline_grace,
+        tombstone_ttl=settings.timing.tombstone_ttl,
+        status_pace=settings.timing.status_pace,
+    )
+
+
+def broker_limits(settings: Settings) -> BrokerLimits:
+    """The bounds of the broker inside, out of `[broker]`."""
+    broker = settings.broker
+    return BrokerLimits(
+        connect_timeout=broker.connect_timeout,
+        max_keep_alive=int(broker.keep_alive_max),
+        max_packet=broker.packet_bytes,
+        inflight=broker.inflight,
+        receive_maximum=broker.receive_maximum,
+        queue_messages=broker.queue_messages,
+        queue_bytes=broker.queue_bytes,
+        subscriptions=broker.subscriptions,
+        connections=broker.connections,
+        connections_per_client=broker.connections_per_client,
+        topic_aliases=broker.topic_aliases,
+        retained_messages=broker.retained_messages,
+        retained_bytes=broker.retained_bytes,
+    )
+
+
+def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
+    """Namespaces, groups and topic rules as the engine asks them. Raises UnknownSchema for a namespace's schema."""
+    groups = settings.groups
+
+    def clients(entries: tuple[str, ...]) -> Clients:
+        return Clients.resolve(entries, groups)
+
+    namespaces = [
+        namespace(
+            entry.match,
+            schema=catalogue.get(entry.schema_name).url,
+            report=clients(entry.report),
+            observe=clients(entry.observe),
+            execute=clients(entry.execute),
+            value_view=entry.value_view,
+            stale_after=entry.stale_after,
+            public=entry.public,
+            qos=entry.qos,
+        )
+        for entry in settings.namespace
+    ]
+    rules = [TopicRule(rule.topic_filter, clients(rule.write), clients(rule.read)) for rule in settings.topic]
+    return Rights(namespaces, rules, Objects(), prefix=settings.topic_prefix)
+
+
+def build(settings: Settings) -> Service:
+    """The gateway that the settings describe, ready to be started; its store is open.
+
+    Raises CatalogueError (also where a namespace names an unknown schema), StoreError or CredentialsError.
+    """
+    catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
+    rights = rights_of(settings, catalogue)
+    store = Store(settings.state_dir, durability=settings.durability)
+    try:
+        credentials = Credentials(settings.state_dir / "clients.db")
+        link = LocalLink(
+            Listener(*settings.broker.listener, anonymous=settings.broker.anonymous),
+            broker_limits(settings),
+            EmbeddedAcl(rights),
+            credentials,
+            prefix=settings.topic_prefix,
+        )
+        return Service(
+            gateway_id=settings.id,
+            number=settings.number,
+            prefix=settings.topic_prefix,
+            store=store,
+            catalogue=catalogue,
+            rights=rights,
+            limits=engine_limits(settings),
+            link=link,
+            ring_length=settings.broker.receive_maximum,
+            announce_interval=settings.timing.announce_interval,
+            patterns=[entry.match for entry in settings.namespace],
+        )
+    except BaseException:
+        store.close()
+        raise

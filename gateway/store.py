@@ -1,0 +1,336 @@
+"""What survives: objects, tombstones, version floors, redelivery rings and the epoch, in one SQLite file (WAL).
+
+One transaction per batch. `durability = "process"`: a commit is in the operating system's hands, so it survives `kill -9`; what
+is younger than the last checkpoint may be lost in a power cut. `"power"`: every commit is flushed to the disk. Checkpoints flush
+in both, and are made in a thread of their own (see service.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import time
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
+
+import orjson
+
+from gateway.errors import CtxtError
+from gateway.objects import DataObject
+from gateway.redelivery import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from gateway.catalogue import Catalogue
+    from gateway.redelivery import Ring as _Ring
+
+FILE = "state.db"
+LOCK = "lock"
+
+SCHEMA_VERSION = 1
+
+_TABLES = """
+CREATE TABLE objects (
+    id INTEGER PRIMARY KEY,
+    topic TEXT NOT NULL UNIQUE,
+    head BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    data BLOB
+);
+CREATE TABLE floors (authority TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE rings (
+    client TEXT NOT NULL, session TEXT NOT NULL, chunk INTEGER NOT NULL, entries BLOB NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (client, session, chunk)
+) WITHOUT ROWID;
+CREATE TABLE ids (number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, code INTEGER NOT NULL);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+"""
+
+MIGRATIONS: dict[int, str] = {}
+"""From a schema version to the next: the statements that lead there."""
+
+RING_TTL = 7 * 86_400
+"""Seconds after which the ring of a session that has sent nothing is dropped at a start."""
+
+SessionKey = tuple[str, str]
+
+
+class StoreError(CtxtError):
+    """The state folder cannot be used. The sentence says which file, why, and what to do."""
+
+
+class Batch(NamedTuple):
+    """What one transaction stores."""
+
+    touched: Iterable[DataObject] = ()
+    purged: Iterable[DataObject] = ()
+    floors: Iterable[tuple[str, int]] = ()
+    ids: Iterable[tuple[str, str, int]] = ()
+    rings: Iterable[tuple[SessionKey, Ring]] = ()
+
+
+class Store:
+    """The open state folder; one process at a time (a lock file sees to it).
+
+    Raises StoreError when the folder cannot be made, locked, read or written, or holds the state of a newer version.
+    """
+
+    def __init__(self, folder: Path, *, durability: Literal["process", "power"] = "process") -> None:
+        self.folder = folder
+        self.path = folder / FILE
+        self.durability = durability
+        self._lock = _lock(folder)
+        try:
+            self._db = self._connect()
+            self._migrate()
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise self._wrong("open", error) from error
+        except StoreError:
+            self._lock.close()
+            raise
+        self._stored: set[int] = set()
+        self._next_id = 1
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False, cached_statements=64)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA cache_size = -16384")
+        db.execute("PRAGMA temp_store = MEMORY")
+        return db
+
+    def _migrate(self) -> None:
+        db = self._db
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer version (format {version}, this one reads {SCHEMA_VERSION}): "
+                "install that version, or give another state_dir"
+            )
+        if version == 0:
+            statements = _TABLES
+            version = SCHEMA_VERSION - 1
+        else:
+            statements = "".join(MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
+        if version < SCHEMA_VERSION:
+            db.executescript(f"BEGIN IMMEDIATE;{statements}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        # A folder that cannot be written is found now, not with the first report.
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (int(time.time()),))
+
+    def _wrong(self, what: str, error: sqlite3.Error) -> StoreError:
+        text = str(error)
+        hint = "see the file's rights and the disk"
+        if "full" in text:
+            hint = "the disk is full: free some space, then start again"
+        elif "readonly" in text or "unable to open" in text:
+            hint = f"the folder must be writable for user {os.geteuid()}"
+        elif "malformed" in text or "not a database" in text:
+            hint = "the file is damaged: move it away to start empty, or put a copy back"
+        return StoreError(f"cannot {what} {self.path}: {text}; {hint}")
+
+    # ---- start ---------------------------------------------------------------------------------------------------------
+
+    def claim_epoch(self, number: int, *, seen: int = 0) -> int:
+        """A new epoch for this run, stored with a full flush before it is returned.
+
+        Larger than any before it: than the stored one, than `seen` on the broker and than the clock (Unix seconds x 256); its
+        low byte is the gateway's number, so two gateways never share one.
+        """
+        db = self._db
+        row = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
+        before = row[0] if row is not None else 0
+        epoch: int = (max(before, seen, int(time.time()) * 256) & ~0xFF) | number
+        if epoch <= max(before, seen):
+            epoch += 256
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if self.durability != "power":
+                db.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error as error:
+            raise self._wrong("write the epoch to", error) from error
+        return epoch
+
+    def objects(self, catalogue: Catalogue) -> Iterator[DataObject]:
+        """Every stored object and tombstone. One whose schema has left the catalogue has `schema` None until it is back."""
+        rows = self._db.execute("SELECT id, topic, head, version, modified, status, data FROM objects")
+        for row, topic, head, version, modified, status, data in rows:
+            facts = orjson.loads(head)
+            self._stored.add(row)
+            self._next_id = max(self._next_id, row + 1)
+            yield DataObject(
+                topic=topic,
+                schema=catalogue.find(facts["schema"]),
+                reporter=facts["reporter"],
+                name=facts["name"],
+                version=version,
+                created=facts["created"],
+                modified=modified,
+                status=status,
+                text=data if data is not None else b"",
+                deleted=data is None,
+                row=row,
+                description=facts.get("description"),
+                tags=facts.get("tags"),
+                resources=facts.get("resources"),
+            )
+
+    @property
+    def next_row(self) -> int:
+        """The first row number that no stored object has; known after `objects` has been read."""
+        return self._next_id
+
+    def floors(self) -> dict[str, int]:
+        """Version floors by `scheme/authority`."""
+        return dict(self._db.execute("SELECT authority, version FROM floors"))
+
+    def ids(self) -> list[tuple[str, str, int]]:
+        """Remembered `id` properties as (client, id, code), oldest first."""
+        return list(self._db.execute("SELECT client, id, code FROM ids ORDER BY number"))
+
+    def rings(self, length: int) -> dict[SessionKey, _Ring]:
+        """The redelivery rings of all sessions; those of sessions long silent are dropped."""
+        self._db.execute("DELETE FROM rings WHERE used < ?", (int(time.time()) - RING_TTL,))
+        chunks: dict[SessionKey, dict[int, bytes]] = {}
+        for client, session, chunk, entries in self._db.execute("SELECT client, session, chunk, entries FROM rings"):
+            chunks.setdefault((client, session), {})[chunk] = entries
+        return {key: Ring.restored(length, parts) for key, parts in chunks.items()}
+
+    # ---- running -------------------------------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch) -> None:
+        """Store a batch in one transaction. Raises StoreError, and then nothing of it is stored."""
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            self._write(batch)
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            raise self._wrong("write", error) from error
+
+    def _write(self, batch: Batch) -> None:
+        db = self._db
+        stored = self._stored
+        updates = []
+        for obj in batch.touched:
+            row = obj.row
+            if row in stored and not obj.deleted:
+                updates.append((obj.version, obj.modified, obj.status, obj.text, row))
+            else:
+                stored.add(row)
+                db.execute(
+                    "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        row,
+                        obj.topic,
+                        _head(obj),
+                        obj.version,
+                        obj.modified,
+                        obj.status,
+                        None if obj.deleted else obj.text,
+                    ),
+                )
+        if updates:
+            db.executemany("UPDATE objects SET version = ?, modified = ?, status = ?, data = ? WHERE id = ?", updates)
+        for obj in batch.purged:
+            db.execute("DELETE FROM objects WHERE id = ?", (obj.row,))
+            stored.discard(obj.row)
+        for floor in batch.floors:
+            db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
+        for client, key, code in batch.ids:
+            db.execute("INSERT INTO ids (client, id, code) VALUES (?, ?, ?)", (client, key, code))
+        now = int(time.time())
+        for (client, session), ring in batch.rings:
+            db.executemany(
+                "INSERT OR REPLACE INTO rings VALUES (?, ?, ?, ?, ?)",
+                [(client, session, chunk, entries, now) for chunk, entries in ring.changes()],
+            )
+
+    def drop_ids(self, keep: int) -> None:
+        """Forget all but the last `keep` remembered ids (of all clients together)."""
+        self._db.execute("DELETE FROM ids WHERE number <= (SELECT max(number) FROM ids) - ?", (keep,))
+
+    def wal_bytes(self) -> int:
+        """How much is waiting for a checkpoint."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint(self) -> None:
+        """Bring what is in the log into the file, beside whoever commits. Blocks on the disk: call it in a thread.
+
+        Raises StoreError.
+        """
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=10, isolation_level=None)) as db:
+                db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise self._wrong("checkpoint", error) from error
+
+    def rewind(self) -> None:
+        """Checkpoint the rest and begin the log anew, while nobody commits. Blocks on the disk: call it in a thread.
+
+        The first commit into a log that begins anew flushes its header: made here, so that no report waits for it on the
+        event loop. Raises StoreError.
+        """
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('checkpoint', ?)", (int(time.time()),))
+        except sqlite3.Error as error:
+            raise self._wrong("checkpoint", error) from error
+
+    def close(self) -> None:
+        """Checkpoint, close and let the next process in. Raises StoreError when the last checkpoint fails; closed all the same."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise self._wrong("checkpoint", error) from error
+        finally:
+            self._db.close()
+            self._lock.close()
+
+
+def _head(obj: DataObject) -> bytes:
+    """The facts of an object that seldom change."""
+    facts: dict[str, object] = {
+        "schema": obj.schema.url if obj.schema is not None else None,
+        "reporter": obj.reporter,
+        "name": obj.name,
+        "created": obj.created,
+    }
+    for key in ("description", "tags", "resources"):
+        value = getattr(obj, key)
+        if value is not None:
+            facts[key] = value
+    return orjson.dumps(facts)
+
+
+def _lock(folder: Path) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise StoreError(
+            f"cannot use the state folder {folder}: {error.strerror}; give another state_dir, or see the folder's rights and the disk"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StoreError(
+            f"the state folder {folder} is in use by another gateway: stop it, or give this one another state_dir"
+        ) from error
+    return lock

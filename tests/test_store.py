@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.catalogue import Catalogue
+from gateway.objects import DataObject
+from gateway.redelivery import Ring
+from gateway.store import Batch, Store, StoreError
+from tests.world import CATALOGUE
+
+
+def thing(topic: str = "ctxt/h/a", row: int = 1, **rest: Any) -> DataObject:
+    facts = {
+        "topic": topic,
+        "schema": CATALOGUE.get("Context"),
+        "reporter": "r",
+        "name": "a",
+        "version": 3,
+        "created": 5,
+        "modified": 7,
+        "text": b'{"values":{}}',
+        "row": row,
+        **rest,
+    }
+    return DataObject(**facts)
+
+
+def facts(obj: DataObject) -> dict[str, Any]:
+    left_out = {"delta_route", "snapshot_route", "value_route", "size", "charged", "schema", "namespace", "data"}
+    return {name: getattr(obj, name) for name in DataObject.__slots__ if name not in left_out}
+
+
+def reopened(folder: Path, catalogue: Catalogue = CATALOGUE) -> tuple[Store, list[DataObject]]:
+    store = Store(folder)
+    return store, list(store.objects(catalogue))
+
+
+def test_a_restart_gives_back_exactly_what_was_committed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one = thing(description="d", tags=["t"], resources=["r"])
+    two = thing("ctxt/h/b", 2)
+    gone = thing("ctxt/h/c", 3, deleted=True, text=b"")
+    store.commit(Batch(touched=[one, two, gone], floors=[("ctxt/h", 9)], ids=[("r", "id1", 200)]))
+    one.version, one.modified, one.status, one.text = 4, 8, "stale", b'{"values":{"t":{"value":1}}}'
+    store.commit(Batch(touched=[one]))
+    store.close()
+    store, objects = reopened(tmp_path)
+    assert [facts(obj) for obj in objects] == [facts(one), facts(two), facts(gone)]
+    assert all(obj.schema is CATALOGUE.get("Context") for obj in objects)
+    assert store.floors() == {"ctxt/h": 9}
+    assert store.ids() == [("r", "id1", 200)]
+    assert store.next_row == 4
+    store.commit(Batch(purged=[objects[2]]))
+    store.close()
+    store, objects = reopened(tmp_path)
+    assert len(objects) == 2
+    store.close()
+
+
+def test_rings_come_back_and_those_of_silent_sessions_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    ring = Ring(64)
+    ring.remember(1, 2, 3)
+    store.commit(Batch(rings=[(("r", "c"), ring)]))
+    store.close()
+    store, _ = reopened(tmp_path)
+    assert store.rings(64)["r", "c"].find(1, 2) == 3
+    later = time.time() + 8 * 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert store.rings(64) == {}
+    store.close()
+
+
+def test_an_epoch_is_larger_than_every_one_before_and_ends_in_the_gateways_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    clock = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: clock)
+    first = store.claim_epoch(7)
+    second = store.claim_epoch(7)
+    clock = 500_000.0
+    third = store.claim_epoch(9)
+    fourth = store.claim_epoch(7, seen=2_000_000 * 256 + 200)
+    fifth = store.claim_epoch(7)
+    epochs = [first, second, third, fourth, fifth]
+    assert epochs == sorted(set(epochs))
+    assert [epoch & 0xFF for epoch in epochs] == [7, 7, 9, 7, 7]
+    assert fourth > 2_000_000 * 256 + 200
+    store.close()
+    wiped = Store(tmp_path / "wiped")
+    clock = 3_000_000.0
+    assert wiped.claim_epoch(7) > fifth
+    wiped.close()
+
+
+def test_two_gateways_do_not_share_a_state_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(StoreError, match="in use by another gateway"):
+        Store(tmp_path)
+    store.close()
+    Store(tmp_path).close()
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store._db.execute("PRAGMA user_version = 99")
+    store.close()
+    with pytest.raises(StoreError, match="newer version"):
+        Store(tmp_path)
+
+
+def test_a_damaged_file_and_a_folder_that_is_a_file_are_told_clearly(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"not a database, but long enough to look like one" * 100)
+    with pytest.raises(StoreError, match="damaged"):
+        Store(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot use the state folder"):
+        Store(tmp_path / "file")
+
+
+def test_a_schema_that_has_left_the_catalogue_does_not_lose_the_object(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.commit(Batch(touched=[thing()]))
+    store.close()
+    (tmp_path / "none").mkdir()
+    store, (obj,) = reopened(tmp_path, Catalogue.load(tmp_path / "none"))
+    assert obj.schema is None
+    assert obj.text == b'{"values":{}}'
+    store.close()
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from gateway.store import Batch, Store
+from tests.test_store import thing
+store = Store(Path(sys.argv[1]))
+obj = thing()
+for version in range(4, 100_000):
+    obj.version = version
+    obj.text = b'{"version":%d}' % version
+    store.commit(Batch(touched=[obj]))
+    print(version, flush=True)
+"""
+
+
+def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert process.stdout is not None
+    for _ in range(200):
+        last = int(process.stdout.readline())
+    process.kill()
+    rest = process.stdout.read().split()
+    process.wait()
+    process.stdout.close()
+    last = int(rest[-1]) if rest else last
+    store, (obj,) = reopened(tmp_path)
+    assert obj.version in (last, last + 1)
+    assert obj.text == b'{"version":%d}' % obj.version
+    store.close()
+
+
+def test_checkpoints_run_beside_commits(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    obj = thing()
+    for _ in range(50):
+        obj.version += 1
+        store.commit(Batch(touched=[obj]))
+    assert store.wal_bytes() > 0
+    store.checkpoint()
+    obj.version += 1
+    store.commit(Batch(touched=[obj]))
+    store.rewind()
+    assert store.wal_bytes() < 20_000
+    store.close()
+    store, (again,) = reopened(tmp_path)
+    assert again.version == obj.version
+    store.close()
