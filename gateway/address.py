@@ -129,11 +129,11 @@ class Address:
         try:
             rest = _checked(url)
             scheme, _, rest = rest.partition("://")
-            authority, slash, path = rest.partition("/")
+            authority, _, path = rest.partition("/")
             scheme = _scheme(scheme)
             authority = _authority(authority)
             if not path:
-                raise _Flaw("it has no path", f"name the object: {scheme}://{authority}/…" + slash[1:])
+                raise _Flaw("it has no path", f"name the object: {scheme}://{authority}/…")
             segments = tuple(_segment(part) for part in _split(path))
             _check_children(segments)
             _check_length(scheme, authority, segments)
@@ -505,6 +505,4 @@ def _check_pattern_children(segments: Sequence[str]) -> None:
     behind = segments[segments.index(CHILDREN) + 1 : -1]
     if len(behind) > 2:
         raise _Flaw(f"`{REST}` comes after a child's id", "a child is never a parent: end the pattern earlier")
-    _check_children(
-        [*(("x" if part == ONE or part == ASKING else part) for part in segments[:-1]), *"xxx"[len(behind) :]]
-    )
+    _check_children([*(("x" if part in (ONE, ASKING) else part) for part in segments[:-1]), *"xxx"[len(behind) :]])

@@ -97,7 +97,7 @@ def snapshot(obj: DataObject, epoch: int) -> bytes:
         return orjson.dumps(
             {"url": obj.url, "epoch": epoch, "version": obj.version, "modified": rfc3339(obj.modified), "deleted": True}
         )
-    head = {
+    head: dict[str, Any] = {
         "url": obj.url,
         "schema": obj.schema.url if obj.schema is not None else None,
         "reporter": obj.reporter,

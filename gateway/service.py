@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +27,7 @@ from gateway.topics import matches
 from gateway.wire.packets import Property, Publish, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gateway.links.link import Link
     from gateway.objects import DataObject
@@ -153,7 +152,7 @@ class Service:
         if self._ticker is not None:
             self._ticker.cancel()
         while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # noqa: ASYNC110  # once in a life: an event would be one more state to keep
         if not self._has_failed():
             payload = self._announcement("offline")
             self._link.publish(self._announce_topic, payload, qos=1, retain=True)
@@ -221,7 +220,9 @@ class Service:
             else:
                 refused = self._other(effects, door, publish, now)
             if ring is not None:
-                reason, text = (0, None) if refused is None else (_reason(refused.code), f"{refused.code} {refused.text}")
+                reason, text = (
+                    (0, None) if refused is None else (_reason(refused.code), f"{refused.code} {refused.text}")
+                )
                 ring.remember(publish.packet_id, mark, reason)
                 ring.used = now
                 touched[session] = ring
@@ -542,8 +543,6 @@ def _below(topic_filter: str, head: str) -> str | None:
             return None
         wanted.pop(0)
     return "/".join(wanted) if wanted else None
-
-
 
 
 def engine_limits(settings: Settings) -> Limits:

@@ -264,7 +264,7 @@ class Store:
     def wal_bytes(self) -> int:
         """How much is waiting for a checkpoint."""
         try:
-            return os.stat(f"{self.path}-wal").st_size
+            return self.path.with_name(FILE + "-wal").stat().st_size
         except FileNotFoundError:
             return 0
 

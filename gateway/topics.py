@@ -60,6 +60,10 @@ def split_share(topic_filter: str) -> Share | None:
     return Share(parts[1], parts[2])
 
 
+_SPELLED_OUT = {"#": "+/#", "/#": "/+/#"}
+"""There is no empty topic, so these need one level more than `#` alone says."""
+
+
 def matches(topic_filter: str, topic: str) -> bool:
     """Whether a message on `topic` is wanted by `topic_filter`; `$…` topics only by filters that begin with `$` [MQTT-4.7.2-1]."""
     if topic[:1] == "$" and topic_filter[:1] in ("+", "#"):
@@ -82,7 +86,7 @@ def covers(granted: str, wanted: str) -> bool:
     if wanted[:1] == "$" and granted[:1] in ("+", "#"):
         return False
     have = granted.split("/")
-    want = wanted.split("/")
+    want = _SPELLED_OUT.get(wanted, wanted).split("/")
     n = len(want)
     for i, level in enumerate(have):
         if level == "#":
@@ -101,8 +105,8 @@ def overlaps(one: str, other: str) -> bool:
     """Whether some topic is matched by both filters. Neither is shared."""
     if (one[:1] == "$" and other[:1] in ("+", "#")) or (other[:1] == "$" and one[:1] in ("+", "#")):
         return False
-    a = one.split("/")
-    b = other.split("/")
+    a = _SPELLED_OUT.get(one, one).split("/")
+    b = _SPELLED_OUT.get(other, other).split("/")
     for x, y in zip(a, b, strict=False):
         if x == "#" or y == "#":
             return True

@@ -492,7 +492,7 @@ def test_status_deltas_of_a_client_with_many_objects_are_paced() -> None:
 def test_after_a_start_last_seen_is_the_start() -> None:
     world = World(own(stale_after=60))
     world.must("s", "s/x", TEMPERATURE)
-    world = World(own(stale_after=60), objects=list(world.objects), now=NOW + 1_000_000)
+    world = World(own(stale_after=60), held=list(world.objects), now=NOW + 1_000_000)
     assert world.tick(59) == []
     assert world.tick(2)[0]["status"] == STALE
 
@@ -513,8 +513,9 @@ def test_snapshots_follow_changes_by_the_interval_latest_wins() -> None:
 
 def test_under_load_snapshots_take_a_quarter_at_most_but_none_waits_longer_than_the_maximum() -> None:
     world = World(snapshot_interval=0.1, snapshot_max=2.0, creations_per_minute=0, reports_per_second=0)
+    big = {"values": {f"note{i}": {"value": "x" * 1000} for i in range(50)}}
     for i in range(100):
-        world.must("s", f"s/{i}", {"values": {"note": {"value": "x" * 60_000}}} if i == 0 else TEMPERATURE)
+        world.must("s", f"s/{i}", big if i == 0 else TEMPERATURE)
         world.engine.shown(world.obj(f"s/{i}"))
     sent = shown = 0
     oldest = 0.0
@@ -552,7 +553,11 @@ def test_read_gives_the_snapshot_of_one_the_list_of_several_and_all_below_a_pref
 def test_read_is_paged_by_size() -> None:
     world = World(creations_per_minute=0)
     for i in range(40):
-        world.must("s", f"s/{i:02}", {"values": {"note": {"value": "x" * 1000}, **{f"n{k}": {"value": "y" * 500} for k in range(20)}}})
+        world.must(
+            "s",
+            f"s/{i:02}",
+            {"values": {"note": {"value": "x" * 1000}, **{f"n{k}": {"value": "y" * 500} for k in range(20)}}},
+        )
     seen: list[str] = []
     after = ""
     for _ in range(20):

@@ -35,7 +35,19 @@ MAY_KNOW = {
 }
 """A room with I/O or libraries of its own, and the rooms it may know."""
 
-IMPURE = {"asyncio", "socket", "sqlite3", "logging", "time", "os", "threading", "pathlib", "subprocess", "random", "secrets"}
+IMPURE = {
+    "asyncio",
+    "socket",
+    "sqlite3",
+    "logging",
+    "time",
+    "os",
+    "threading",
+    "pathlib",
+    "subprocess",
+    "random",
+    "secrets",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -96,9 +96,26 @@ def test_a_closed_object_is_read_by_its_reporter_and_nobody_else() -> None:
 
 def test_a_subscription_that_can_match_nothing_readable_is_refused() -> None:
     mine = rights()
-    for topic_filter in ("delta/#", "#", "+/#", "snapshot/ctxt/home.local/+/room", "inbox/dash", "inbox/dash/#", "gateway/+"):
+    for topic_filter in (
+        "delta/#",
+        "#",
+        "+/#",
+        "snapshot/ctxt/home.local/+/room",
+        "inbox/dash",
+        "inbox/dash/#",
+        "gateway/+",
+    ):
         assert mine.may("dash", "subscribe", topic_filter), topic_filter
-    for topic_filter in ("inbox/sensor", "report/#", "request/+", "presence/#", "delta/comm/#", "other/x", "$SYS/#", "snapshot/ctxt/elsewhere/#"):
+    for topic_filter in (
+        "inbox/sensor",
+        "report/#",
+        "request/+",
+        "presence/#",
+        "delta/comm/#",
+        "other/x",
+        "$SYS/#",
+        "snapshot/ctxt/elsewhere/#",
+    ):
         assert not mine.may("dash", "subscribe", topic_filter), topic_filter
     assert mine.may("dash", "subscribe", "$share/g/delta/#")
     assert not mine.may("dash", "subscribe", "$share/g/report/#")
@@ -113,14 +130,17 @@ def test_whatever_may_be_received_may_be_subscribed() -> None:
         rules=(TopicRule("x/{client}/#", EVERYONE, EVERYONE),),
     )
     levels = ["ctxt", "a", "b", "y", "dash", "x", "snapshot", "inbox"]
-    topics = [
-        "/".join(parts)
-        for n in range(1, 4)
-        for parts in itertools.product(levels, repeat=n)
-    ] + [f"snapshot/ctxt/{a}/{b}/{c}" for a in "ab" for b in ("y", "dash") for c in ("y", "dash")]
+    topics = ["/".join(parts) for n in range(1, 4) for parts in itertools.product(levels, repeat=n)] + [
+        f"snapshot/ctxt/{a}/{b}/{c}" for a in "ab" for b in ("y", "dash") for c in ("y", "dash")
+    ]
     readable = [topic for topic in topics if mine.may_receive("dash", topic)]
     assert len(readable) > 10
-    filters = ["/".join(parts) for n in range(1, 4) for parts in itertools.product(["+", "#", *levels], repeat=n) if "#" not in parts[:-1]]
+    filters = [
+        "/".join(parts)
+        for n in range(1, 4)
+        for parts in itertools.product(["+", "#", *levels], repeat=n)
+        if "#" not in parts[:-1]
+    ]
     for topic_filter in filters:
         if any(matches(topic_filter, topic) for topic in readable):
             assert mine.may_subscribe("dash", topic_filter), topic_filter

@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +13,9 @@ from gateway.objects import DataObject
 from gateway.redelivery import Ring
 from gateway.store import Batch, Store, StoreError
 from tests.world import CATALOGUE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def thing(topic: str = "ctxt/h/a", row: int = 1, **rest: Any) -> DataObject:
@@ -64,7 +66,9 @@ def test_a_restart_gives_back_exactly_what_was_committed(tmp_path: Path) -> None
     store.close()
 
 
-def test_rings_come_back_and_those_of_silent_sessions_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rings_come_back_and_those_of_silent_sessions_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
     ring = Ring(64)
     ring.remember(1, 2, 3)
@@ -154,7 +158,10 @@ for version in range(4, 100_000):
 
 def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
+        [sys.executable, "-c", _WRITER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "."},
     )
     assert process.stdout is not None
     for _ in range(200):

@@ -48,12 +48,21 @@ def test_the_wheel_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> 
     venv.create(place, with_pip=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     subprocess.run(
-        [place / "bin" / "pip", "install", "--quiet", str(wheel)], check=True, env=environment, capture_output=True, cwd=tmp_path
+        [place / "bin" / "pip", "install", "--quiet", str(wheel)],
+        check=True,
+        env=environment,
+        capture_output=True,
+        cwd=tmp_path,
     )
 
     def ctxt(*arguments: str) -> str:
         done = subprocess.run(
-            [place / "bin" / "ctxt", *arguments], check=False, env=environment, capture_output=True, text=True, cwd=tmp_path
+            [place / "bin" / "ctxt", *arguments],
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -34,13 +34,13 @@ class World:
         self,
         *namespaces: Namespace,
         rules: tuple[TopicRule, ...] = (),
-        objects: list[DataObject] | None = None,
+        held: list[DataObject] | None = None,
         floors: dict[str, int] | None = None,
         now: float = NOW,
         epoch: int = EPOCH,
         **limits: Any,
     ) -> None:
-        self.objects = Objects(objects or [])
+        self.objects = Objects(held or [])
         self.rights = Rights(namespaces or (own(),), rules, self.objects)
         self.now = now
         self.engine = Engine(

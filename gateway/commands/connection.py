@@ -236,7 +236,7 @@ class Connection:
     def _answered(self, message: aiomqtt.Message) -> None:
         key = getattr(message.properties, "CorrelationData", b"")
         future = self._waiting.get(key)
-        if future is not None and not future.done() and isinstance(message.payload, bytes):
+        if future is not None and not future.done():
             try:
                 future.set_result(orjson.loads(message.payload))
             except orjson.JSONDecodeError:

@@ -110,10 +110,10 @@ async def _serve(settings: Settings) -> None:
     waiting = asyncio.ensure_future(asked.wait())
     await asyncio.wait((waiting, service.failed), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    error = service.failed.exception() if service.failed.done() and not service.failed.cancelled() else None
+    reason = service.failed.exception() if service.failed.done() and not service.failed.cancelled() else None
     await _stop(service)
-    if error is not None:
-        raise CommandError(Exit.IO, f"the gateway cannot go on: {error}")
+    if reason is not None:
+        raise CommandError(Exit.IO, f"the gateway cannot go on: {reason}")
     _log.info("stopped")
 
 

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
     from gateway.acl.embedded import EmbeddedAcl
     from gateway.broker.house import Limits, Peer
-    from gateway.broker.server import Route
     from gateway.broker.session import Session
     from gateway.credentials import Credentials
     from gateway.links.link import Receiver
-    from gateway.wire.packets import Properties, Publish
+    from gateway.wire.packets import Publish
 
 POLL = 1.0
 """Seconds between two looks for clients that were removed or disabled while connected."""
@@ -113,6 +112,8 @@ class LocalLink:
             return ANONYMOUS if self._listener.anonymous and peer.loopback else None
         if password is None:
             return None
+        if self._credentials.recall(username, password):
+            return username
         loop = asyncio.get_running_loop()
         good = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
         return username if good else None
@@ -144,5 +145,3 @@ class LocalLink:
     retained: Callable[[str], Iterator[tuple[str, bytes, int]]]
     settled: Callable[[Callable[[], None]], None]
 
-
-__all__ = ["LinkError", "Listener", "LocalLink", "Properties", "Route"]

@@ -1,0 +1,470 @@
+"""One client's state under one client id: what it wants, what it has been sent, what it has sent. No sockets, no clock.
+
+A session outlives its connection as long as its expiry says. Its key is (client, client id): nobody takes over another's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.broker.subscriptions import NEVER, identifier_properties
+from gateway.wire.codec import encode, encode_properties, encode_puback, publish_parts
+from gateway.wire.packets import Property, Puback, Publish, Pubrec, Pubrel, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.broker.connection import Connection
+    from gateway.broker.server import Broker
+    from gateway.broker.subscriptions import Entry
+    from gateway.wire.packets import Properties, Will
+
+UNLIMITED = 1 << 32
+
+WRITE_AT = 65_536
+"""Bytes collected for one connection within a turn that are written at once, so that a slow reader is noticed early."""
+
+DENIED, OWNED, ROUTED = range(3)
+"""What a topic means to a session: it may not publish there; the house takes it; subscribers take it."""
+
+MOST_DOORS = 4_096
+LONGEST_DOOR = 1_200
+"""Bounds of what a session remembers about topics it publishes to: topics, characters of each."""
+
+Found = tuple[str, bytes, int, "Properties | None", float]
+"""A retained message: topic, payload, QoS, properties, when it expires (0 = never)."""
+
+
+class Again(NamedTuple):
+    """What a message that expires is made of, so that it can be written with the time that is left [MQTT-3.3.2-6]."""
+
+    name: bytes
+    payload: bytes
+    level: int
+    retain: bool
+    identifiers: bytes
+    properties: Properties
+
+
+class Message:
+    """An encoded PUBLISH on its way out, shared by all who get the same bytes.
+
+    At QoS 0 `head` is the whole packet; else head, packet identifier, tail. `rights` is the generation of the house under
+    which its receivers were allowed to have it. Level and QoS are those of the receivers.
+    """
+
+    __slots__ = ("again", "expires", "head", "qos", "rights", "size", "tail", "topic")
+
+    def __init__(self, head: bytes, tail: bytes, qos: int, topic: str, rights: int) -> None:
+        if qos:
+            self.head = head
+            self.tail = tail
+            self.size = len(head) + len(tail) + 2
+        else:
+            self.head = head + tail
+            self.tail = b""
+            self.size = len(self.head)
+        self.qos = qos
+        self.topic = topic
+        self.rights = rights
+        self.expires = 0.0
+        self.again: Again | None = None
+
+
+class Feed:
+    """The retained messages that one new subscription is still to be sent, found as they are sent."""
+
+    __slots__ = ("entry", "items")
+
+    def __init__(self, entry: Entry, items: Iterator[Found | None]) -> None:
+        self.entry = entry
+        self.items = items
+
+
+class Session:
+    """See the module. `open` says that nothing stands between a message and the socket but the in-flight window."""
+
+    __slots__ = (
+        "broker",
+        "client",
+        "client_id",
+        "connection",
+        "dead",
+        "deferred",
+        "doors",
+        "doors_rights",
+        "expiry",
+        "feeding",
+        "feeds",
+        "held",
+        "incoming",
+        "inflight",
+        "key",
+        "level",
+        "max_packet",
+        "next_id",
+        "open",
+        "out",
+        "problem_information",
+        "queue",
+        "queue_bytes",
+        "queued",
+        "queued_qos0",
+        "received",
+        "subscriptions",
+        "will",
+        "window",
+    )
+
+    def __init__(self, broker: Broker, client: str, client_id: str, level: int) -> None:
+        self.broker = broker
+        self.client = client
+        self.client_id = client_id
+        self.key = (client, client_id)
+        self.level = level
+        self.connection: Connection | None = None
+        self.dead = False
+        self.expiry = 0.0
+        self.will: Will | None = None
+        self.subscriptions: dict[str, Entry] = {}
+        self.problem_information = True
+        # Out.
+        self.out: list[bytes] = []
+        self.open = False
+        self.window = broker.limits.inflight
+        self.max_packet = UNLIMITED
+        self.inflight: dict[int, Message | None] = {}  # None: PUBREC has come, PUBREL has gone
+        self.held = 0
+        self.next_id = 1
+        self.queue: deque[Message] | None = None
+        self.queue_bytes = broker.limits.queue_bytes
+        self.queued = 0
+        self.queued_qos0 = 0
+        self.feeds: dict[str, Feed] | None = None
+        self.feeding = False
+        # In.
+        self.incoming: dict[int, Publish | bytes] = {}  # not yet acknowledged; bytes: an answer that waits for its turn
+        self.deferred = 0
+        self.received: set[int] = set()  # QoS 2: PUBREC has gone, PUBREL is awaited
+        self.doors: dict[str, int] = {}
+        self.doors_rights = NEVER
+
+    # ---- out -----------------------------------------------------------------------------------------------------------
+
+    def deliver(self, message: Message) -> None:
+        """Hot: send a message whose right to be here has just been checked, or let it wait."""
+        if not self.open or message.size > self.max_packet:
+            self._aside(message)
+        elif not message.qos:
+            out = self.out
+            if not out:
+                self.broker.wake(self.connection)
+            out.append(message.head)
+            connection = self.connection
+            connection.pending += message.size  # type: ignore[union-attr] # an open session has one
+            if connection.pending > WRITE_AT:  # type: ignore[union-attr]
+                connection.flush()  # type: ignore[union-attr]
+        elif len(self.inflight) < self.window and self.held < self.queue_bytes:
+            self._transmit(message)
+        else:
+            self._aside(message)
+
+    def _transmit(self, message: Message) -> None:
+        """Hot: into the window, if it has QoS, and out."""
+        connection = self.connection
+        assert connection is not None
+        out = self.out
+        if not out:
+            self.broker.wake(connection)
+        size = message.size
+        if message.qos:
+            inflight = self.inflight
+            packet_id = self.next_id
+            while packet_id in inflight:
+                packet_id = packet_id % 65_535 + 1
+            self.next_id = packet_id % 65_535 + 1
+            inflight[packet_id] = message
+            self.held += size
+            out += (message.head, packet_id.to_bytes(2, "big"), message.tail)
+        else:
+            out.append(message.head)
+        connection.pending += size
+        if connection.pending > WRITE_AT:
+            connection.flush()
+
+    def _aside(self, message: Message) -> None:
+        """Queue a message that cannot go now, within the bounds: QoS 0 gives way first, then the connection."""
+        counters = self.broker.counters
+        if message.size > self.max_packet:
+            counters.dropped_too_large += 1
+            return
+        connection = self.connection
+        if connection is None and (self.dead or not message.qos):
+            return
+        if connection is not None and connection.doomed:
+            return
+        if self._full(message.size):
+            if not message.qos:
+                counters.dropped_qos0 += 1
+                return
+            self._drop_qos0()
+            if self._full(message.size):
+                counters.dropped_queue += 1
+                if connection is not None:
+                    connection.doom(Reason.QUOTA_EXCEEDED)
+                return
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append(message)
+        self.queued += message.size
+        self.broker.queued += message.size
+        self.queued_qos0 += not message.qos
+        self.open = False
+
+    def _full(self, size: int) -> bool:
+        limits = self.broker.limits
+        return (
+            (self.queue is not None and len(self.queue) >= limits.queue_messages)
+            or self.queued + size > limits.queue_bytes
+            or self.broker.queued + size > limits.queued_bytes
+        )
+
+    def _drop_qos0(self) -> None:
+        if self.queue is None or not self.queued_qos0:
+            return
+        kept = deque(message for message in self.queue if message.qos)
+        freed = self.queued - sum(message.size for message in kept)
+        self.broker.counters.dropped_qos0 += self.queued_qos0
+        self.queue = kept
+        self.queued -= freed
+        self.broker.queued -= freed
+        self.queued_qos0 = 0
+
+    def pump(self) -> None:
+        """Send what waits, as far as client and socket take it, then go on with retained messages."""
+        connection = self.connection
+        if connection is None:
+            return
+        queue = self.queue
+        while queue and not connection.choked:
+            message = queue[0]
+            if message.qos and not self._window_open():
+                break
+            queue.popleft()
+            self.queued -= message.size
+            self.broker.queued -= message.size
+            self.queued_qos0 -= not message.qos
+            current = self._current(message)
+            if current is not None:
+                self._transmit(current)
+        self.refresh()
+        if self.feeds and self._roomy():
+            self.broker.feed(self)
+
+    def _window_open(self) -> bool:
+        return len(self.inflight) < self.window and self.held < self.queue_bytes
+
+    def _roomy(self) -> bool:
+        return self.open and self._window_open()
+
+    def refresh(self) -> None:
+        """Find out anew whether messages may go straight to the socket."""
+        connection = self.connection
+        if self.queue is not None and not self.queue:
+            self.queue = None
+        self.open = connection is not None and not connection.choked and not connection.doomed and self.queue is None
+
+    def _current(self, message: Message) -> Message | None:
+        """A message that has waited, as it may go out now: rights and time are looked at again."""
+        broker = self.broker
+        generation = broker.house.generation
+        if message.rights != generation and not broker.house.may_receive(self.client, message.topic):
+            broker.counters.denied_receive += 1
+            return None
+        if message.again is not None:
+            left = message.expires - broker.clock()
+            if left <= 0:
+                broker.counters.expired += 1
+                return None
+            name, payload, level, retain, identifiers, properties = message.again
+            properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: max(1, int(left))}
+            head, tail = publish_parts(name, payload, level, message.qos, retain, identifiers + encode_properties(properties))
+            message = Message(head, tail, message.qos, message.topic, generation)
+        if message.size > self.max_packet:
+            broker.counters.dropped_too_large += 1
+            return None
+        return message
+
+    def resend(self) -> None:
+        """After CONNACK with session present: what was not acknowledged goes again, first and in order [MQTT-4.4.0-1]."""
+        connection = self.connection
+        assert connection is not None
+        sending = 0
+        for packet_id, message in list(self.inflight.items()):
+            if message is None:
+                connection.put(encode(Pubrel(packet_id), self.level))
+                sending += 1
+                continue
+            current = self._current(message)
+            if current is None or (message.qos == 1 and sending >= self.window):
+                del self.inflight[packet_id]
+                self.held -= message.size
+                if current is not None:
+                    self._requeue(message)
+                continue
+            sending += 1
+            connection.put(bytes((message.head[0] | 0x08,)) + message.head[1:] + packet_id.to_bytes(2, "big") + message.tail)
+        self.pump()
+
+    def _requeue(self, message: Message) -> None:
+        """A message sent before to a client that takes fewer at a time now."""
+        if self.queue is None:
+            self.queue = deque()
+        at = sum(1 for other in self.queue if other.rights == NEVER)
+        message.rights = NEVER
+        self.queue.insert(at, message)
+        self.queued += message.size
+        self.broker.queued += message.size
+
+    def puback(self, packet_id: int) -> None:
+        """Hot: the client has a QoS 1 message."""
+        message = self.inflight.get(packet_id)
+        if message is not None and message.qos == 1:
+            del self.inflight[packet_id]
+            self.held -= message.size
+
+    def pubrec(self, packet_id: int, reason: int) -> None:
+        """The client has a QoS 2 message, or does not want it [MQTT-4.3.3-4]."""
+        connection = self.connection
+        assert connection is not None
+        message = self.inflight.get(packet_id)
+        if packet_id not in self.inflight or (message is not None and message.qos != 2):
+            connection.put(encode(Pubrel(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND), self.level))
+            return
+        if message is not None:
+            self.held -= message.size
+        if reason >= 0x80:
+            del self.inflight[packet_id]
+            return
+        self.inflight[packet_id] = None
+        connection.put(encode(Pubrel(packet_id), self.level))
+
+    def pubcomp(self, packet_id: int) -> None:
+        """A QoS 2 delivery is complete."""
+        if self.inflight.get(packet_id, self) is None:
+            del self.inflight[packet_id]
+
+    # ---- retained messages ---------------------------------------------------------------------------------------------
+
+    def start_feed(self, entry: Entry, items: Iterator[Found | None]) -> None:
+        """Send the retained messages of a subscription when there is room; a second SUBSCRIBE to the same filter begins anew."""
+        if self.feeds is None:
+            self.feeds = {}
+        self.feeds[entry.topic_filter] = Feed(entry, items)
+
+    def stop_feed(self, topic_filter: str) -> None:
+        """The subscription has gone."""
+        if self.feeds is not None:
+            self.feeds.pop(topic_filter, None)
+
+    def feed(self, most: int) -> int:
+        """Look at up to `most` retained messages and send those that this client may have; how many were looked at."""
+        looked = 0
+        broker = self.broker
+        house = broker.house
+        while looked < most and self.feeds and self._roomy():
+            topic_filter, feed = next(iter(self.feeds.items()))
+            entry = feed.entry
+            try:
+                found = next(feed.items)
+            except StopIteration:
+                del self.feeds[topic_filter]
+                continue
+            looked += 1
+            if found is None:
+                continue
+            topic, payload, qos, properties, expires = found
+            if not payload or not house.may_receive(self.client, topic):
+                continue
+            identifiers = identifier_properties([entry.identifier] if entry.identifier else [])
+            broker.counters.publishes_out += 1
+            qos = min(qos, entry.qos)
+            message = make(topic, topic.encode(), payload, self.level, qos, True, identifiers, properties, expires, broker)
+            self.deliver(message)
+        return looked
+
+    @property
+    def hungry(self) -> bool:
+        """Whether retained messages could go out now."""
+        return bool(self.feeds) and self._roomy()
+
+    # ---- in ------------------------------------------------------------------------------------------------------------
+
+    def answer(self, publish: Publish, reason: int, text: str | None) -> bytes:
+        """PUBACK or PUBREC for a publish that is decided. 3.1.1 knows no reason: what is refused is acknowledged and dropped."""
+        packet_id = publish.packet_id
+        if self.level < 5:
+            reason = Reason.SUCCESS
+        if publish.qos == 1:
+            if not reason:
+                return encode_puback(packet_id)
+            return self._with_text(Puback(packet_id, reason), text)
+        if reason < 0x80:
+            self.received.add(packet_id)
+            return encode(Pubrec(packet_id, reason), self.level)
+        return self._with_text(Pubrec(packet_id, reason), text)
+
+    def _with_text(self, packet: Puback | Pubrec, text: str | None) -> bytes:
+        """A reason string only for who has not declined it, and only where it fits [MQTT-3.1.2-29, MQTT-3.4.2-2]."""
+        if text and self.problem_information:
+            packet.properties = {Property.REASON_STRING: text[:1_000]}
+            data = encode(packet, self.level)
+            if len(data) <= self.max_packet:
+                return data
+            packet.properties = None
+        return encode(packet, self.level)
+
+    def flush_deferred(self) -> None:
+        """Send the answers that were decided early, as far as it is their turn [MQTT-4.6.0-2, MQTT-4.6.0-3]."""
+        connection = self.connection
+        while self.deferred and self.incoming:
+            packet_id, first = next(iter(self.incoming.items()))
+            if not isinstance(first, bytes):
+                return
+            del self.incoming[packet_id]
+            self.deferred -= 1
+            if connection is not None:
+                connection.put(first)
+        if not self.incoming:
+            self.deferred = 0
+
+
+def make(
+    topic: str,
+    name: bytes,
+    payload: bytes,
+    level: int,
+    qos: int,
+    retain: bool,
+    identifiers: bytes,
+    properties: Properties | None,
+    expires: float,
+    broker: Broker,
+) -> Message:
+    """A message with whatever properties its publisher gave it. `name` is the encoded topic; `expires` 0 = never."""
+    again = None
+    encoded = identifiers
+    if level >= 5 and properties:
+        if expires:
+            left: dict[Any, Any] = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: max(0, round(expires - broker.clock()))}
+            again = Again(name, payload, level, retain, identifiers, properties)
+            properties = left
+        encoded = identifiers + encode_properties(properties)
+    elif expires:
+        again = Again(name, payload, level, retain, b"", {})
+    head, tail = publish_parts(name, payload, level, qos, retain, encoded)
+    message = Message(head, tail, qos, topic, broker.house.generation)
+    message.expires = expires
+    message.again = again
+    return message

@@ -1,0 +1,230 @@
+"""Who wants a topic: exact filters in a dict, wildcards in a tree, and a `Route` per topic that remembers the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.wire.codec import encode_properties
+from gateway.wire.packets import Property
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.broker.session import Session
+
+NEVER = -1
+"""A generation that no table ever has."""
+
+
+class Entry:
+    """One session's subscription to one filter, with its options (MQTT 5 section 3.8.3.1). `identifier` 0 = none."""
+
+    __slots__ = ("identifier", "no_local", "qos", "retain_as_published", "session", "topic_filter")
+
+    def __init__(
+        self,
+        session: Session,
+        topic_filter: str,
+        qos: int,
+        *,
+        no_local: bool = False,
+        retain_as_published: bool = False,
+        identifier: int = 0,
+    ) -> None:
+        self.session = session
+        self.topic_filter = topic_filter
+        self.qos = qos
+        self.no_local = no_local
+        self.retain_as_published = retain_as_published
+        self.identifier = identifier
+
+
+class Group:
+    """Subscribers of one topic that get the very same bytes, but for the packet identifier."""
+
+    __slots__ = ("level", "members", "no_local", "properties", "qos", "retain_as_published")
+
+    def __init__(self, level: int, qos: int, no_local: bool, retain_as_published: bool, properties: bytes) -> None:
+        self.level = level
+        self.qos = qos
+        self.no_local = no_local
+        self.retain_as_published = retain_as_published
+        self.properties = properties
+        self.members: list[Session] = []
+
+
+class Route:
+    """A topic made ready for sending to it often. It holds for one (rights, subscriptions) generation and is then made anew."""
+
+    __slots__ = ("_renew", "groups", "name", "retain", "rights", "subscriptions", "topic")
+
+    def __init__(self, topic: str, retain: bool, renew: Callable[[Route], bool]) -> None:
+        self.topic = topic
+        self.name = topic.encode()
+        self.retain = retain
+        self.groups: tuple[Group, ...] = ()
+        self.rights = NEVER
+        self.subscriptions = NEVER
+        self._renew = renew
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody would get a message on it now."""
+        return self._renew(self)
+
+
+class Node:
+    """One level of the wildcard filters."""
+
+    __slots__ = ("children", "entries")
+
+    def __init__(self) -> None:
+        self.children: dict[str, Node] = {}
+        self.entries: dict[Session, Entry] = {}
+
+
+class Subscriptions:
+    """All subscriptions of all sessions. `generation` grows with each change that remembered routes cannot be told of singly."""
+
+    def __init__(self, most_routes: int) -> None:
+        self.generation = 0
+        self._exact: dict[str, dict[Session, Entry]] = {}
+        self._tree = Node()
+        self._routes: dict[tuple[str, bool], Route] = {}
+        self._most_routes = most_routes
+        self._forgotten = False
+
+    def add(self, entry: Entry) -> None:
+        """Add, or replace the session's entry for the same filter."""
+        topic_filter = entry.topic_filter
+        if not is_wildcard(topic_filter):
+            self._exact.setdefault(topic_filter, {})[entry.session] = entry
+            self._changed(topic_filter)
+            return
+        node = self._tree
+        for level in topic_filter.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = Node()
+            node = child
+        node.entries[entry.session] = entry
+        self.generation += 1
+
+    def remove(self, session: Session, topic_filter: str) -> None:
+        """Remove a session's entry, which must be there, and every branch that is empty then."""
+        if not is_wildcard(topic_filter):
+            entries = self._exact[topic_filter]
+            del entries[session]
+            if not entries:
+                del self._exact[topic_filter]
+            self._changed(topic_filter)
+            return
+        node = self._tree
+        path: list[tuple[Node, str]] = []
+        for level in topic_filter.split("/"):
+            path.append((node, level))
+            node = node.children[level]
+        del node.entries[session]
+        for parent, level in reversed(path):
+            if node.entries or node.children:
+                break
+            del parent.children[level]
+            node = parent
+        self.generation += 1
+
+    def _changed(self, topic: str) -> None:
+        for retain in (False, True):
+            route = self._routes.get((topic, retain))
+            if route is not None:
+                route.subscriptions = NEVER
+        if self._forgotten:
+            self.generation += 1
+
+    def route(self, topic: str, retain: bool, renew: Callable[[Route], bool]) -> Route:
+        """The one route of a topic."""
+        routes = self._routes
+        route = routes.get((topic, retain))
+        if route is None:
+            if len(routes) >= self._most_routes:
+                # Routes held elsewhere can no longer be told singly: from now on every change voids them all.
+                routes.clear()
+                self._forgotten = True
+                self.generation += 1
+            route = routes[topic, retain] = Route(topic, retain, renew)
+        return route
+
+    def match(self, topic: str) -> list[Entry]:
+        """Every entry whose filter matches; topics that begin with `$` only by literal first levels [MQTT-4.7.2-1]."""
+        found: list[Entry] = []
+        exact = self._exact.get(topic)
+        if exact is not None:
+            found.extend(exact.values())
+        root = self._tree
+        if not root.children:
+            return found
+        levels = topic.split("/")
+        special = topic.startswith("$")
+        nodes = [root]
+        for depth, level in enumerate(levels):
+            deeper: list[Node] = []
+            for node in nodes:
+                children = node.children
+                child = children.get(level)
+                if child is not None:
+                    deeper.append(child)
+                if depth == 0 and special:
+                    continue
+                child = children.get("+")
+                if child is not None:
+                    deeper.append(child)
+                child = children.get("#")
+                if child is not None:
+                    found.extend(child.entries.values())
+            nodes = deeper
+            if not nodes:
+                return found
+        for node in nodes:
+            found.extend(node.entries.values())
+            child = node.children.get("#")
+            if child is not None:
+                found.extend(child.entries.values())
+        return found
+
+    def groups(self, topic: str, may_receive: Callable[[str, str], bool]) -> tuple[Group, ...]:
+        """The subscribers of a topic who may receive it: each session once, with its highest QoS and all its identifiers."""
+        by_session: dict[Session, list[Entry]] = {}
+        rights: dict[str, bool] = {}
+        for entry in self.match(topic):
+            session = entry.session
+            may = rights.get(session.client)
+            if may is None:
+                may = rights[session.client] = may_receive(session.client, topic)
+            if may:
+                by_session.setdefault(session, []).append(entry)
+        groups: dict[tuple[int, int, bool, bool, bytes], Group] = {}
+        for session, entries in by_session.items():
+            identifiers = [entry.identifier for entry in entries if entry.identifier]
+            key = (
+                session.level,
+                max(entry.qos for entry in entries),
+                all(entry.no_local for entry in entries),
+                any(entry.retain_as_published for entry in entries),
+                identifier_properties(identifiers),
+            )
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = Group(*key)
+            group.members.append(session)
+        return tuple(groups.values())
+
+
+def is_wildcard(topic_filter: str) -> bool:
+    """Whether a well-formed filter has a wildcard."""
+    return "+" in topic_filter or topic_filter.endswith("#")
+
+
+def identifier_properties(identifiers: list[int]) -> bytes:
+    """Subscription identifiers as encoded properties of a PUBLISH."""
+    if not identifiers:
+        return b""
+    return encode_properties({Property.SUBSCRIPTION_IDENTIFIER: identifiers})

@@ -1,0 +1,493 @@
+"""The command line as it is declared: names, options, help. What the commands do is in gateway/commands/."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Optional, TypeVar
+
+import typer
+
+import gateway
+from gateway.commands.outcome import CommandError, Exit, go
+from gateway.errors import CtxtError
+
+EXIT_CODES = """Exit codes: 0 done · 1 failed or refused · 2 wrong usage · 3 not found · 4 not allowed · 5 no connection or no
+answer · 6 invalid · 74 input or output failed · 78 the settings cannot be used · 130 interrupted"""
+
+_LOOK: dict[str, Any] = {
+    "no_args_is_help": True,
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+app = typer.Typer(
+    name="ctxt", help="An MQTT gateway for context data: every object has one writer, every observer is in sync.",
+    epilog=EXIT_CODES.replace("\n", " "), **_LOOK,
+)  # fmt: skip
+client_app = typer.Typer(help="Who may connect: add, list and remove clients. Works while the gateway runs.", **_LOOK)
+schema_app = typer.Typer(help="The catalogue: list, show and check JSON Schemas.", **_LOOK)
+config_app = typer.Typer(help="The settings: check them, show what is in effect, write a first file.", **_LOOK)
+app.add_typer(client_app, name="client", rich_help_panel="Gateway")
+app.add_typer(schema_app, name="schema", rich_help_panel="Gateway")
+app.add_typer(config_app, name="config", rich_help_panel="Gateway")
+
+
+class Status(StrEnum):
+    """What an object's status can be."""
+
+    LIVE = "live"
+    STALE = "stale"
+    DISCONNECTED = "disconnected"
+
+
+# typer evaluates these at run time; `X | None` in an Annotated alias reads the same to it, Optional is what all versions take.
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045 - as above
+    typer.Option(
+        "--config", "-c", envvar="CTXT_CONFIG", metavar="FILE", dir_okay=False, show_default=False,
+        help="Settings file. Left out: gateway.toml here, else /etc/ctxt-gateway/gateway.toml, else the defaults.",
+    ),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="JSON lines, for programs.")]
+Connect = Annotated[
+    str,
+    typer.Option(
+        "--connect", envvar="CTXT_CONNECT", metavar="URL",
+        help="Where, and as whom: mqtt://NAME@host:port; a path is the topic prefix. "
+        "The password stands behind the name (NAME:PASSWORD), or in CTXT_PASSWORD, where no list of processes shows it.",
+    ),
+]  # fmt: skip
+Patience = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=0.1, max=3600, help="How long to wait for the gateway's answers."),
+]
+FromStdin = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of making one.")
+]
+ClientName = Annotated[str, typer.Argument(metavar="NAME", help="The client's name: 1 to 64 of A-Z a-z 0-9 _ -.")]
+ObjectUrl = Annotated[
+    str, typer.Argument(metavar="URL", help="An object's URL, such as ctxt://home.local/room/climate.")
+]
+
+LOCAL = "mqtt://127.0.0.1:1883"
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def _command(
+    into: typer.Typer, name: str | None = None, *, panel: str | None = None
+) -> Callable[[_Function], _Function]:
+    """Declare a command; its help is the function's docstring, and the lines below `For example:` are kept as they are."""
+
+    def declare(function: _Function) -> _Function:
+        text = inspect.cleandoc(function.__doc__ or "").replace("\nFor example:", "\n\b\nFor example:")
+        into.command(name, help=text, rich_help_panel=panel)(function)
+        return function
+
+    return declare
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"ctxt-gateway {gateway.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _target(url: str) -> Any:
+    from gateway.commands.connection import Target
+    from gateway.commands.terminal import environment
+
+    return Target.parse(url, environment())
+
+
+# ---- the gateway -------------------------------------------------------------------------------------------------------
+
+
+@_command(app, panel="Gateway")
+def run(config: ConfigFile = None) -> None:
+    """Run the gateway, with its broker inside, until it is told to stop.
+
+    It prints one line when it is ready. SIGTERM and Ctrl-C stop it cleanly. The log goes to standard error. It ends with 78 when settings or schemas cannot be used (starting again would not help), with 74 when the state folder fails or the port is taken.
+
+    For example:
+      ctxt run
+      ctxt run --config /etc/ctxt-gateway/gateway.toml
+      CTXT_BROKER__URL=embedded://127.0.0.1:2883 ctxt run
+    """
+    from gateway.commands import run as command
+
+    command.run(config)
+
+
+@_command(app, panel="Gateway")
+def demo(
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port of the demo's broker; 0 takes a free one.")
+    ] = 1883,
+    duration: Annotated[
+        Optional[float],  # noqa: UP045 - as above
+        typer.Option(
+            "--duration", metavar="SECONDS", min=0.1, show_default=False, help="End by itself after this time."
+        ),
+    ] = None,
+) -> None:
+    """Show it: a gateway and a small house of simulated sensors, live.
+
+    The sensors connect as real MQTT clients, the table is a real Observer. Below it are lines to try in another terminal. Everything is in a temporary folder that is removed at the end; only this machine can connect.
+
+    For example:
+      ctxt demo
+      ctxt demo --port 2883 --duration 60
+    """
+    from gateway.commands import demo as command
+
+    command.run(port, duration)
+
+
+# ---- objects -----------------------------------------------------------------------------------------------------------
+
+
+@_command(app, panel="Objects")
+def report(
+    url: ObjectUrl,
+    assignments: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Argument(
+            metavar="KEY=VALUE",
+            show_default=False,
+            help="temperature=21.5, temperature=21.5:Cel (with unit), temperature=null (remove), /any/member=value.",
+        ),
+    ] = None,
+    merge: Annotated[
+        Optional[str], typer.Option("--merge", metavar="JSON", help="A merge patch (RFC 7396), as it is.")  # noqa: UP045
+    ] = None,
+    patch: Annotated[
+        Optional[str], typer.Option("--patch", metavar="JSON", help="A JSON Patch (RFC 6902), as it is.")  # noqa: UP045
+    ] = None,
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="One report a line from standard input: JSON, or key=value.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say so when it is accepted.")] = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Report on an object: change what it says, or bring it to life.
+
+    You become its Reporter with the first report, where the namespace allows it. The command ends when the gateway has stored the report, or tells why it is refused.
+
+    For example:
+      ctxt report ctxt://home.local/room/climate temperature=21.5:Cel humidity=48:%RH
+      ctxt report ctxt://home.local/room/climate /values/temperature/value=21.7
+      ctxt report ctxt://home.local/room/climate --merge '{"values":{"temperature":{"value":21.5}}}'
+      ctxt report ctxt://home.local/room/climate --patch '[{"op":"remove","path":"/values/humidity"}]'
+      sensor-script | ctxt report ctxt://home.local/room/climate --stdin
+    """  # fmt: skip
+    from gateway.commands import objects
+
+    said = objects.Said(tuple(assignments or ()), merge, patch, stdin)
+    go(objects.report(_target(connect), url, said, patience=timeout, verbose=verbose))
+
+
+@_command(app, panel="Objects")
+def get(
+    url: ObjectUrl,
+    data: Annotated[bool, typer.Option("--data", help="Only the object's data.")] = False,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Print one object as it is now.
+
+    Without a user name the retained snapshot is read, where the settings let anybody.
+
+    For example:
+      ctxt get ctxt://home.local/room/climate
+      ctxt get ctxt://home.local/room/climate --data
+      ctxt get ctxt://home.local/room/climate --json | jq .version
+    """
+    from gateway.commands import objects
+
+    go(objects.get(_target(connect), url, patience=timeout, data=data, json=json))
+
+
+@_command(app, "ls", panel="Objects")
+def list_objects(
+    prefix: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="Only objects at or below this URL.", show_default=False)
+    ] = "",
+    json: Json = False,
+    mine: Annotated[bool, typer.Option("--mine", help="Only objects that you report.")] = False,
+    schema: Annotated[
+        Optional[str], typer.Option("--schema", metavar="NAME", help="Only objects of this schema: a name or a URL.")  # noqa: UP045
+    ] = None,
+    status: Annotated[Optional[Status], typer.Option("--status", help="Only objects of this status.")] = None,  # noqa: UP045
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """List the objects that you may see.
+
+    The list is checked against the gateway's digest, so it is complete. Ages are shown for up to 1,000 objects.
+
+    For example:
+      ctxt ls
+      ctxt ls ctxt://home.local/kitchen/ --status disconnected
+      ctxt ls --mine --schema Context --json
+    """
+    from gateway.commands import objects
+
+    wanted = objects.Wanted(prefix, mine, schema, status.value if status is not None else None)
+    go(objects.show_all(_target(connect), wanted, patience=timeout, json=json))
+
+
+@_command(app, panel="Objects")
+def observe(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URL-OR-PREFIX",
+            help="An object's URL (it and its children), or a prefix that ends in / or ** (all below).",
+        ),
+    ],
+    json: JsonLines = False,
+    once: Annotated[bool, typer.Option("--once", help="Print what there is now, and leave.")] = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Follow objects and print each change as it comes.
+
+    It keeps a copy in sync by the Observer rule, heals gaps and reconnects by itself. Ctrl-C ends it.
+
+    For example:
+      ctxt observe ctxt://home.local/room/climate
+      ctxt observe 'ctxt://home.local/**'
+      ctxt observe ctxt://home.local/ --json | jq -c .data
+      ctxt observe ctxt://home.local/ --once
+    """
+    from gateway.commands import observe as command
+
+    go(command.observe(_target(connect), targets, patience=timeout, json=json, once=once))
+
+
+@_command(app, panel="Objects")
+def delete(url: ObjectUrl, connect: Connect = LOCAL, timeout: Patience = 10.0) -> None:
+    """Delete an object of yours, and its children.
+
+    Observers are told. Its URL stays closed until the tombstone is gone (tombstone_ttl, 24 h).
+
+    For example:
+      ctxt delete ctxt://home.local/room/climate
+    """
+    from gateway.commands import objects
+
+    go(objects.delete(_target(connect), url, patience=timeout))
+
+
+# ---- clients -----------------------------------------------------------------------------------------------------------
+
+
+@_command(client_app, "add")
+def client_add(name: ClientName, password_stdin: FromStdin = False, config: ConfigFile = None) -> None:
+    """Let a client connect. Its password is made and shown once, alone on standard output.
+
+    For example:
+      ctxt client add room-sensor
+      PASSWORD=$(ctxt client add room-sensor)
+      ctxt client add room-sensor --password-stdin < password.txt
+    """
+    from gateway.commands import clients
+
+    clients.add(config, name, from_stdin=password_stdin)
+
+
+@_command(client_app, "ls")
+def client_ls(json: Json = False, config: ConfigFile = None) -> None:
+    """List the clients.
+
+    For example:
+      ctxt client ls
+      ctxt client ls --json
+    """
+    from gateway.commands import clients
+
+    clients.show(config, json=json)
+
+
+@_command(client_app, "rm")
+def client_rm(name: ClientName, config: ConfigFile = None) -> None:
+    """Remove a client. Where it is connected it is disconnected; its objects stay.
+
+    For example:
+      ctxt client rm room-sensor
+    """
+    from gateway.commands import clients
+
+    clients.remove(config, name)
+
+
+@_command(client_app, "passwd")
+def client_passwd(name: ClientName, password_stdin: FromStdin = False, config: ConfigFile = None) -> None:
+    """Give a client another password, made and shown once.
+
+    For example:
+      ctxt client passwd room-sensor
+      ctxt client passwd room-sensor --password-stdin < password.txt
+    """
+    from gateway.commands import clients
+
+    clients.set_password(config, name, from_stdin=password_stdin)
+
+
+@_command(client_app, "disable")
+def client_disable(name: ClientName, config: ConfigFile = None) -> None:
+    """Refuse a client until it is enabled again. Its password is kept.
+
+    For example:
+      ctxt client disable room-sensor
+    """
+    from gateway.commands import clients
+
+    clients.set_disabled(config, name, disabled=True)
+
+
+@_command(client_app, "enable")
+def client_enable(name: ClientName, config: ConfigFile = None) -> None:
+    """Admit a disabled client again.
+
+    For example:
+      ctxt client enable room-sensor
+    """
+    from gateway.commands import clients
+
+    clients.set_disabled(config, name, disabled=False)
+
+
+# ---- schemas -----------------------------------------------------------------------------------------------------------
+
+
+@_command(schema_app, "ls")
+def schema_ls(json: Json = False, config: ConfigFile = None) -> None:
+    """List the catalogue's schemas.
+
+    For example:
+      ctxt schema ls
+      ctxt schema ls --json
+    """
+    from gateway.commands import schemas
+
+    schemas.show_all(config, json=json)
+
+
+@_command(schema_app, "show")
+def schema_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A schema's name or catalogue URL.")],
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Print one schema.
+
+    For example:
+      ctxt schema show Context
+      ctxt schema show Context --json
+    """
+    from gateway.commands import schemas
+
+    schemas.show(config, name, json=json)
+
+
+@_command(schema_app, "check")
+def schema_check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Schema files of your own.")],
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Check schema files as they would be beside the catalogue's.
+
+    For example:
+      ctxt schema check Tide.json
+      ctxt schema check schemas/*.json --json
+    """
+    from gateway.commands import schemas
+
+    schemas.check(config, files, json=json)
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------
+
+
+@_command(config_app, "check")
+def config_check(json: Json = False, config: ConfigFile = None) -> None:
+    """Say what is wrong with the settings, and what is most likely not meant.
+
+    For example:
+      ctxt config check
+      ctxt config check --config gateway.toml --json
+    """
+    from gateway.commands import config as command
+
+    command.check(config, json=json)
+
+
+@_command(config_app, "show")
+def config_show(json: Json = False, config: ConfigFile = None) -> None:
+    """Print the settings in effect: file, environment and defaults together.
+
+    For example:
+      ctxt config show
+      ctxt config show --json
+    """
+    from gateway.commands import config as command
+
+    command.show(config, json=json)
+
+
+@_command(config_app, "init")
+def config_init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to write.")] = Path(
+        "gateway.toml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the default settings, with every setting explained.
+
+    For example:
+      ctxt config init
+      sudo ctxt config init /etc/ctxt-gateway/gateway.toml
+    """
+    from gateway.commands import config as command
+
+    command.init(file, force=force)
+
+
+# ---- the entry point ---------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The command `ctxt`: an error of ours ends as one sentence on standard error and an exit code, never as a traceback."""
+    try:
+        app()
+    except CtxtError as error:
+        from gateway.commands.terminal import write_error
+
+        write_error(str(error))
+        sys.exit(error.code if isinstance(error, CommandError) else Exit.FAILED)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
