@@ -194,9 +194,12 @@ class Address:
 
 def _refuse_topic(topic: str) -> NoReturn:
     head, slash, rest = topic.partition("/")
+    if not slash:
+        hint = "write scheme/authority/path, like ctxt/home.local/room/temperature"
+        raise AddressError(topic, "it has no `/`", hint, "object topic")
     is_url = head.endswith(":") and rest.startswith("/")
     try:
-        normal = Address.parse(topic if is_url or not slash else f"{head}://{rest}").topic
+        normal = Address.parse(topic if is_url else f"{head}://{rest}").topic
     except AddressError as error:
         raise AddressError(topic, error.reason, error.hint, "object topic") from None
     reason = "it is a URL" if is_url else "it is not in normal form"
@@ -311,7 +314,7 @@ def _check_children(segments: Sequence[str]) -> None:
         raise _Flaw(f"the reserved segment {CHILDREN!r} is there more than once", shape)
     behind = segments[at + 1 :]
     if len(behind) != 3:
-        raise _Flaw(f"the reserved segment {CHILDREN!r} has {len(behind)} segments behind it, not three", shape)
+        raise _Flaw(f"what follows the reserved segment {CHILDREN!r} is not the three segments of a child", shape)
     _check_child(behind[0], behind[1])
 
 

@@ -154,18 +154,11 @@ class Session:
 
     def deliver(self, message: Message) -> None:
         """Hot: send a message whose right to be here has just been checked, or let it wait."""
-        if not self.open or message.size > self.max_packet:
-            self._aside(message)
-        elif not message.qos:
-            out = self.out
-            if not out:
-                self.broker.wake(self.connection)
-            out.append(message.head)
-            connection = self.connection
-            connection.pending += message.size  # type: ignore[union-attr] # an open session has one
-            if connection.pending > WRITE_AT:  # type: ignore[union-attr]
-                connection.flush()  # type: ignore[union-attr]
-        elif len(self.inflight) < self.window and self.held < self.queue_bytes:
+        if (
+            self.open
+            and message.size <= self.max_packet
+            and (not message.qos or (len(self.inflight) < self.window and self.held < self.queue_bytes))
+        ):
             self._transmit(message)
         else:
             self._aside(message)
@@ -227,7 +220,8 @@ class Session:
         return (
             (self.queue is not None and len(self.queue) >= limits.queue_messages)
             or self.queued + size > limits.queue_bytes
-            or self.broker.queued + size > limits.queued_bytes
+            # Whoever has little waiting is not made to pay for those who have much.
+            or (self.broker.queued + size > limits.queued_bytes and self.queued > limits.queue_bytes // 64)
         )
 
     def _drop_qos0(self) -> None:
@@ -282,11 +276,11 @@ class Session:
         if message.rights != generation and not broker.house.may_receive(self.client, message.topic):
             broker.counters.denied_receive += 1
             return None
+        left = message.expires - broker.clock() if message.expires else 1.0
+        if left <= 0:
+            broker.counters.expired += 1
+            return None
         if message.again is not None:
-            left = message.expires - broker.clock()
-            if left <= 0:
-                broker.counters.expired += 1
-                return None
             name, payload, level, retain, identifiers, properties = message.again
             properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: max(1, int(left))}
             head, tail = publish_parts(name, payload, level, message.qos, retain, identifiers + encode_properties(properties))
@@ -461,8 +455,6 @@ def make(
             again = Again(name, payload, level, retain, identifiers, properties)
             properties = left
         encoded = identifiers + encode_properties(properties)
-    elif expires:
-        again = Again(name, payload, level, retain, b"", {})
     head, tail = publish_parts(name, payload, level, qos, retain, encoded)
     message = Message(head, tail, qos, topic, broker.house.generation)
     message.expires = expires

@@ -31,15 +31,15 @@ def _walk(old: Any, new: Any, path: str, unit: str) -> Iterator[str]:
             before, after = old.get(key), new.get(key)
             if same(before, after):
                 continue
+            place = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
             if path == "/values" and _is_reading(before) and _is_reading(after):
                 yield _reading(key, before, after, unit)
+            elif before is None and after and isinstance(after, dict):
+                yield from _walk({}, after, place, unit)
+            elif after is None and before and isinstance(before, dict):
+                yield from _walk(before, {}, place, unit)
             else:
-                yield from _walk(
-                    {} if before is None and isinstance(after, dict) else before,
-                    {} if after is None and isinstance(before, dict) else after,
-                    f"{path}/{key.replace('~', '~0').replace('/', '~1')}",
-                    unit,
-                )
+                yield from _walk(before, after, place, unit)
     elif new is None:
         yield f"{path} removed"
     elif old is None:

@@ -73,7 +73,10 @@ def show_table(made: Table) -> None:
     if is_terminal():
         out.print(made, soft_wrap=False)
     else:
-        Console(highlight=False, width=4000, file=sys.stdout).print(made, soft_wrap=False)
+        wide = Console(highlight=False, width=4000, no_color=True)
+        with wide.capture() as captured:
+            wide.print(made)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def age(seconds: float) -> str:

@@ -20,11 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.errors import CtxtError
-from tests.bench.load import Stream
+from tests.bench.load import Round, Stream
 from tests.bench.measure import (
     MOSQUITTO,
     PAYLOAD_BYTES,
-    Round,
     bench_gateway,
     create,
     gateway_target,
@@ -156,47 +155,50 @@ def objects(arguments: argparse.Namespace) -> dict[str, Any]:
     """Many stored objects: what a start costs, what they weigh, and whether they slow reports down."""
     count, few, qos = arguments.count, 100, arguments.qos
     around = surroundings()
-    with tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name, steps(2 * arguments.rounds + 4) as step:
-        with bench_gateway(Path(name), arguments.durability) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name,
+        steps(2 * arguments.rounds + 4) as step,
+        bench_gateway(Path(name), arguments.durability) as running,
+    ):
 
-            def target() -> Any:
-                return gateway_target(running.port, running.pid, qos)
+        def target() -> Any:
+            return gateway_target(running.port, running.pid, qos)
 
-            step(f"create {count:,} objects")
-            took = create(target(), count, arguments.window)
-            grown = usage(running.pid)
-            step.done()
-            step("stop and start again")
-            stopping = time.monotonic()
-            running.stop(120)
-            stopping = time.monotonic() - stopping
-            running.start(timeout=300)
-            started = usage(running.pid)
-            if running.objects != count:
-                raise CtxtError(f"{count:,} objects were created, {running.objects:,} are there after the start")
-            step.done()
-            step("kill -9 and start again")
-            first = running.start_seconds
-            running.kill()
-            running.start(timeout=300)
-            again = running.start_seconds
-            step.done()
-            spread: list[Round] = []
-            narrow: list[Round] = []
-            many, some = Stream(reports(count, 2), qos), Stream(reports(few), qos)
-            for turn in range(arguments.rounds):
-                for label, stream, into in ((f"{count:,}", many, spread), (f"{few}", some, narrow)):
-                    step(f"round {turn + 1}: spread over {label} objects")
-                    into.append(one_round(target(), stream, seconds=arguments.seconds, window=arguments.window))
-                    step.done()
-            worked = usage(running.pid)
-            time.sleep(3)
-            step("at rest")
-            rest = usage(running.pid).cpu
-            time.sleep(arguments.rest)
-            rest = (usage(running.pid).cpu - rest) / arguments.rest
-            step.done()
-            running.stop(120)
+        step(f"create {count:,} objects")
+        took = create(target(), count, arguments.window)
+        grown = usage(running.pid)
+        step.done()
+        step("stop and start again")
+        stopping = time.monotonic()
+        running.stop(120)
+        stopping = time.monotonic() - stopping
+        running.start(timeout=300)
+        started = usage(running.pid)
+        if running.objects != count:
+            raise CtxtError(f"{count:,} objects were created, {running.objects:,} are there after the start")
+        step.done()
+        step("kill -9 and start again")
+        first = running.start_seconds
+        running.kill()
+        running.start(timeout=300)
+        again = running.start_seconds
+        step.done()
+        spread: list[Round] = []
+        narrow: list[Round] = []
+        many, some = Stream(reports(count, 2, salt=1), qos), Stream(reports(few, salt=2), qos)
+        for turn in range(arguments.rounds):
+            for label, stream, into in ((f"{count:,}", many, spread), (f"{few}", some, narrow)):
+                step(f"round {turn + 1}: spread over {label} objects")
+                into.append(one_round(target(), stream, seconds=arguments.seconds, window=arguments.window))
+                step.done()
+        worked = usage(running.pid)
+        time.sleep(3)
+        step("at rest")
+        rest = usage(running.pid).cpu
+        time.sleep(arguments.rest)
+        rest = (usage(running.pid).cpu - rest) / arguments.rest
+        step.done()
+        running.stop(120)
     wide, thin = typical([each.rate for each in spread]), typical([each.rate for each in narrow])
     return {
         "ratio_of_rates": wide / thin,

@@ -69,6 +69,8 @@ class Stream:
     def __init__(self, messages: Sequence[tuple[str, bytes]], qos: int) -> None:
         self.qos = qos
         self.length = len(messages)
+        self.position = 0
+        """Where the next publisher goes on: two reports after each other on one object never say the same."""
         parts = []
         offsets = [0]
         at = 0
@@ -233,6 +235,7 @@ class Publisher(Wire):
         self.window = window
         self.sent = 0
         self.acknowledged = 0
+        self._base = stream.position
         self._rest = b""
         self._until = 0
         self._deadline = 0.0
@@ -260,6 +263,7 @@ class Publisher(Wire):
             if not self._done.done() and progress == (progress := self._arrived()):
                 raise LoadError(f"nothing has arrived for {QUIET:g} s: {self.sent} sent, {self._arrived()} arrived")
         self._done.result()
+        self.stream.position = self._base + self.sent
         return self.sent - start, perf_counter() - began
 
     def _arrived(self) -> int:
@@ -296,7 +300,7 @@ class Publisher(Wire):
         self._since = perf_counter()
         while room > 0:
             count = min(room, stream.length)
-            write(stream.take(self.sent, count))
+            write(stream.take(self._base + self.sent, count))
             self.sent += count
             room -= count
 
@@ -310,7 +314,7 @@ class Publisher(Wire):
             return
         self.acknowledged += whole
         last = data[(whole << 2) - 4 : whole << 2]
-        packet_id = (self.acknowledged - 1) % self.stream.length % 65_000 + 1
+        packet_id = (self._base + self.acknowledged - 1) % self.stream.length % 65_000 + 1
         if last != b"\x40\2" + packet_id.to_bytes(2):
             self.error = LoadError(f"expected the acknowledgement of {packet_id}, got {last.hex()}")
             self.stopped()

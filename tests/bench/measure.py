@@ -47,11 +47,11 @@ class Target(NamedTuple):
     password: str | None = None
 
 
-def reports(objects: int, passes: int = PASSES) -> list[tuple[str, bytes]]:
-    """Reports of 60 bytes over all objects in turn; two after each other on one object differ, the last and the first too."""
+def reports(objects: int, passes: int = PASSES, *, salt: int = 0) -> list[tuple[str, bytes]]:
+    """Reports of 60 bytes over all objects in turn; no two on one object are the same, nor are those of another salt (< 70)."""
     made = []
     for turn in range(passes):
-        payload = b'{"values":{"temperature":{"value":%.7f,"unit":"Cel"}}}' % (21 + (turn + 0.5) / 997)
+        payload = b'{"values":{"temperature":{"value":%.7f,"unit":"Cel"}}}' % (21 + salt + (turn + 0.5) / 997)
         assert len(payload) == PAYLOAD_BYTES
         made += [(f"report/{REPORTER}/ctxt/home.local/{REPORTER}/o{i}/temperature", payload) for i in range(objects)]
     return made

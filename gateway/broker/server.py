@@ -1,0 +1,665 @@
+"""The MQTT server: listeners, admission, sessions, and the turn.
+
+The turn: every socket that is readable in one poll hands its owned publishes to one list; one callback gives that list to the
+house, and then each connection that has something to say is written to once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gateway.broker.connection import HOUSE, WINDOW, Connection
+from gateway.broker.retained import Kept, Retained
+from gateway.broker.session import UNLIMITED, Message, Session, make
+from gateway.broker.subscriptions import Entry, Route, Subscriptions
+from gateway.topics import valid_filter, valid_name
+from gateway.wire.codec import encode, encode_puback, publish_parts
+from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Unsuback
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+    from gateway.broker.house import House, Limits
+    from gateway.broker.session import Found
+    from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe
+
+__all__ = ["Broker", "Counters", "Route"]
+
+TICK = 0.5
+"""Seconds between two looks at the clock: keep-alives, connect time-outs, lingering sockets."""
+
+SWEEP = 10
+"""Ticks between two looks for absent sessions and retained messages that have expired."""
+
+SLICE = 64
+TURN = 256
+"""Retained messages looked at for one session, for all sessions, before everything else has its turn again."""
+
+STOP = 3.0
+"""Seconds that clients have to close their side when the broker stops."""
+
+LEFT_BEHIND = (Property.MESSAGE_EXPIRY_INTERVAL, Property.SUBSCRIPTION_IDENTIFIER, Property.TOPIC_ALIAS, Property.WILL_DELAY_INTERVAL)
+"""Properties of an incoming PUBLISH or will that are not simply passed on."""
+
+
+class Counters:
+    """What has happened since the start; `connections` is how many there are now."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "connections",
+        "connects",
+        "connects_refused",
+        "denied_publish",
+        "denied_receive",
+        "denied_subscribe",
+        "dropped_qos0",
+        "dropped_queue",
+        "dropped_too_large",
+        "expired",
+        "keep_alive_timeouts",
+        "malformed",
+        "publishes_in",
+        "publishes_out",
+        "takeovers",
+        "wills",
+    )
+
+    def __init__(self) -> None:
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.connections = 0
+        self.connects = 0
+        self.connects_refused = 0
+        self.denied_publish = 0
+        self.denied_receive = 0
+        self.denied_subscribe = 0
+        self.dropped_qos0 = 0
+        self.dropped_queue = 0
+        self.dropped_too_large = 0
+        self.expired = 0
+        self.keep_alive_timeouts = 0
+        self.malformed = 0
+        self.publishes_in = 0
+        self.publishes_out = 0
+        self.takeovers = 0
+        self.wills = 0
+
+    def values(self) -> dict[str, int]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Broker:
+    """The MQTT broker inside. Everything happens on the event loop on which `listen` was called first."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, house: House, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.house = house
+        self.limits = limits
+        self.clock = clock
+        self.counters = Counters()
+        self.sessions: dict[tuple[str, str], Session] = {}
+        self.subscriptions = Subscriptions(limits.routes)
+        self.retained = Retained(limits.retained_messages, limits.retained_bytes)
+        self.batch: list[Publish] = []
+        self.throttled: set[Connection] = set()
+        self.queued = 0
+        self.paused = False
+        self._stopping = False
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[Connection] = set()
+        self._clients: dict[str, set[Session]] = {}
+        self._absent: dict[Session, float] = {}
+        self._kept: dict[str, int] = {}
+        self._dirty: list[Connection] = []
+        self._scheduled = False
+        self._hungry: deque[Session] = deque()
+        self._feeding = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._gone: asyncio.Future[None] | None = None
+
+    # ---- life ----------------------------------------------------------------------------------------------------------
+
+    async def listen(
+        self, host: str | None, port: int, *, name: str = "tcp", tls: ssl.SSLContext | None = None, backlog: int = 1_024
+    ) -> tuple[str, int]:
+        """Accept connections at an address (port 0: a free one); the address bound. Raises OSError."""
+        self.loop = asyncio.get_running_loop()
+        server = await self.loop.create_server(
+            lambda: Connection(self, name),
+            host,
+            port,
+            ssl=tls,
+            backlog=backlog,
+            ssl_handshake_timeout=None if tls is None else self.limits.connect_timeout,
+        )
+        self._servers.append(server)
+        if self._timer is None:
+            self._timer = self.loop.call_later(TICK, self._tick)
+        address = server.sockets[0].getsockname()
+        return str(address[0]), int(address[1])
+
+    async def stop(self) -> None:
+        """Close the listeners, disconnect every client (0x8B) and wait for them. No will fires, the house is not told."""
+        self._stopping = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.end(Reason.SERVER_SHUTTING_DOWN)
+        if self._connections:
+            self._gone = self.loop.create_future()
+            # A client that does not close its side is not waited for.
+            abort = self.loop.call_later(STOP, self._abort_all)
+            await self._gone
+            abort.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+
+    def _abort_all(self) -> None:
+        for connection in list(self._connections):
+            connection.transport.abort()
+
+    def connected(self, connection: Connection) -> bool:
+        """Count a new connection, or refuse it because there are too many."""
+        if self._stopping or len(self._connections) >= self.limits.connections:
+            self.counters.connects_refused += 1
+            return False
+        self._connections.add(connection)
+        self.counters.connections = len(self._connections)
+        return True
+
+    def disconnected(self, connection: Connection) -> None:
+        """A socket has closed."""
+        self._connections.discard(connection)
+        self.throttled.discard(connection)
+        self.counters.connections = len(self._connections)
+        if self._gone is not None and not self._connections and not self._gone.done():
+            self._gone.set_result(None)
+
+    def clients(self) -> set[str]:
+        """Names of the clients that are connected."""
+        return set(self._clients)
+
+    def disconnect(self, client: str, reason: int) -> int:
+        """Disconnect all connections of a client; how many there were."""
+        sessions = list(self._clients.get(client, ()))
+        for session in sessions:
+            if session.connection is not None:
+                session.connection.end(reason)
+        return len(sessions)
+
+    def pause(self) -> None:
+        """Stop reading from all clients: the house has enough to do."""
+        self.paused = True
+        for connection in self._connections:
+            connection.hold(HOUSE)
+
+    def resume(self) -> None:
+        """Read again."""
+        self.paused = False
+        for connection in list(self._connections):
+            connection.release(HOUSE)
+
+    # ---- the turn ------------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """See to it that this loop turn ends with a hand-over and the writes."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def wake(self, connection: Connection | None) -> None:
+        """Hot: a connection has something to write."""
+        assert connection is not None
+        self._dirty.append(connection)
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Hot: one batch to the house, then one write per connection."""
+        try:
+            if self.batch:
+                batch, self.batch = self.batch, []
+                self.house.receive(batch)
+        finally:
+            self._scheduled = False
+            dirty, self._dirty = self._dirty, []
+            for connection in dirty:
+                connection.flush()
+            if self.throttled:
+                self._unthrottle()
+
+    def _unthrottle(self) -> None:
+        for connection in list(self.throttled):
+            session = connection.session
+            if session is None or len(session.incoming) < self.limits.receive_maximum:
+                self.throttled.discard(connection)
+                connection.release(WINDOW)
+
+    def acknowledge(self, publish: Publish, reason: int = 0, text: str | None = None) -> None:
+        """Hot: answer a PUBLISH that the house was given. Nothing happens at QoS 0, or when its connection has gone."""
+        qos = publish.qos
+        session: Session | None = publish.origin
+        if not qos or session is None:
+            return
+        packet_id = publish.packet_id
+        incoming = session.incoming
+        if incoming.get(packet_id) is not publish:
+            return
+        del incoming[packet_id]
+        if qos == 1 and not reason:
+            answer = encode_puback(packet_id)
+        else:
+            answer = session.answer(publish, reason, text)
+        connection = session.connection
+        if connection is not None:
+            out = connection.out
+            if not out:
+                self.wake(connection)
+            out.append(answer)
+            connection.pending += len(answer)
+            if session.deferred:
+                session.flush_deferred()
+
+    # ---- delivery ------------------------------------------------------------------------------------------------------
+
+    def route(self, topic: str, *, retain: bool = False) -> Route:
+        """A topic made ready for `send`. `retain` is what retain-as-published subscribers see."""
+        return self.subscriptions.route(topic, retain, self.renew)
+
+    def renew(self, route: Route) -> bool:
+        """Bring a route up to date with rights and subscriptions; whether anybody would get a message on it."""
+        subscriptions = self.subscriptions
+        generation = self.house.generation
+        if route.rights != generation or route.subscriptions != subscriptions.generation:
+            route.groups = subscriptions.groups(route.topic, self.house.may_receive)
+            route.rights = generation
+            route.subscriptions = subscriptions.generation
+        return bool(route.groups)
+
+    def send(self, route: Route, payload: bytes, qos: int) -> None:
+        """Hot: publish from the house to all who want it and may have it."""
+        if route.rights != self.house.generation or route.subscriptions != self.subscriptions.generation:
+            self.renew(route)
+        for group in route.groups:
+            granted = group.qos
+            if qos < granted:
+                granted = qos
+            retain = route.retain and group.retain_as_published
+            head, tail = publish_parts(route.name, payload, group.level, granted, retain, group.properties)
+            message = Message(head, tail, granted, route.topic, route.rights)
+            members = group.members
+            for session in members:
+                session.deliver(message)
+            self.counters.publishes_out += len(members)
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, properties: Properties | None = None
+    ) -> int:
+        """Publish from the house to all subscribers; how many there were. It keeps its retained messages itself."""
+        return self._spread(self.route(topic, retain=retain), payload, qos, properties, None)
+
+    def take(self, publish: Publish) -> bool:
+        """A client's publish on a topic that the house does not own: keep it if it is to be retained, and route it.
+
+        False: it cannot be retained, and goes nowhere.
+        """
+        properties = publish.properties
+        if publish.retain:
+            passed_on, expires = self._passed_on(properties)
+            kept = Kept(publish.payload, publish.qos, passed_on, expires)
+            if not self.retained.keep(publish.topic, kept):
+                return False
+        route = self.subscriptions.route(publish.topic, publish.retain, self.renew)
+        self._spread(route, publish.payload, publish.qos, properties, publish.origin)
+        return True
+
+    def _passed_on(self, properties: Properties | None) -> tuple[Properties | None, float]:
+        """The properties that subscribers get, and when the message expires on our clock (0 = never)."""
+        if not properties:
+            return None, 0.0
+        passed_on = {name: value for name, value in properties.items() if name not in LEFT_BEHIND}
+        interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
+        return passed_on or None, 0.0 if interval is None else self.clock() + interval
+
+    def _spread(
+        self, route: Route, payload: bytes, qos: int, properties: Properties | None, origin: Session | None
+    ) -> int:
+        """`send` with properties and a sender."""
+        if not self.renew(route):
+            return 0
+        passed_on, expires = self._passed_on(properties)
+        reached = 0
+        for group in route.groups:
+            granted = min(qos, group.qos)
+            retain = route.retain and group.retain_as_published
+            message = make(
+                route.topic, route.name, payload, group.level, granted, retain, group.properties, passed_on, expires, self
+            )
+            for session in group.members:
+                if group.no_local and session is origin:
+                    continue
+                session.deliver(message)
+                reached += 1
+        self.counters.publishes_out += reached
+        return reached
+
+    # ---- retained messages for new subscriptions -----------------------------------------------------------------------
+
+    def feed(self, session: Session) -> None:
+        """A session has retained messages to come and room for them."""
+        if session.feeding:
+            return
+        session.feeding = True
+        self._hungry.append(session)
+        if not self._feeding:
+            self._feeding = True
+            self.loop.call_soon(self._feed_when_settled)
+
+    def _feed_when_settled(self) -> None:
+        # What the house renders must be stored already, each time anew: between two slices it has gone on.
+        self.house.settled(self._feed)
+
+    def _feed(self) -> None:
+        """A slice for each hungry session in its turn, then the loop goes on with everything else."""
+        left = TURN
+        hungry = self._hungry
+        self._feeding = False
+        try:
+            while hungry and left > 0:
+                session = hungry.popleft()
+                session.feeding = False
+                left -= max(1, session.feed(SLICE))
+                if session.hungry:
+                    session.feeding = True
+                    hungry.append(session)
+        finally:
+            if hungry:
+                self._feeding = True
+                self.loop.call_soon(self._feed_when_settled)
+
+    def _retained_below(self, topic_filter: str) -> Iterator[Found | None]:
+        for topic, payload, qos in self.house.retained(topic_filter):
+            yield topic, payload, qos, None, 0.0
+        for found in self.retained.below(topic_filter):
+            kept = None if found is None else self.retained.get(found)
+            if found is None or kept is None or (kept.expires and kept.expires <= self.clock()):
+                yield None
+            else:
+                yield found, kept.payload, kept.qos, kept.properties, kept.expires
+
+    # ---- admission -----------------------------------------------------------------------------------------------------
+
+    async def admit(self, connection: Connection, connect: Connect) -> None:
+        """Judge a CONNECT. Nothing about identity or sessions changes before the house knows who it is."""
+        try:
+            level = connect.level
+            refusal = self._unacceptable(connect)
+            if refusal is not None:
+                connection.reject(refusal, level)
+                return
+            client = await self.house.authenticate(connect.username, connect.password, connection.peer)
+            if connection.ended:
+                return
+            if client is None:
+                connection.reject(Reason.BAD_USER_NAME_OR_PASSWORD, level)
+                return
+            self._enter(connection, connect, client)
+        finally:
+            if connection.session is None and not connection.ended:
+                connection.end(Reason.UNSPECIFIED_ERROR)
+
+    def _unacceptable(self, connect: Connect) -> int | None:
+        """What is wrong with a CONNECT, whoever sent it."""
+        properties = connect.properties or {}
+        if self._stopping:
+            return Reason.SERVER_SHUTTING_DOWN
+        if Property.AUTHENTICATION_METHOD in properties:
+            return Reason.BAD_AUTHENTICATION_METHOD
+        if len(connect.client_id.encode()) > self.limits.client_id_bytes:
+            return Reason.CLIENT_IDENTIFIER_NOT_VALID
+        if not connect.client_id and connect.level < 5 and not connect.clean_start:
+            return Reason.CLIENT_IDENTIFIER_NOT_VALID
+        if connect.will is not None and not valid_name(connect.will.topic):
+            return Reason.TOPIC_NAME_INVALID
+        return None
+
+    def _enter(self, connection: Connection, connect: Connect, client: str) -> None:
+        """Find or make the session, answer, and read on."""
+        limits = self.limits
+        level = connect.level
+        asked = connect.properties or {}
+        granted: Properties = {}
+        client_id = connect.client_id
+        if not client_id:
+            client_id = f"auto-{secrets.token_hex(12)}"
+            granted[Property.ASSIGNED_CLIENT_IDENTIFIER] = client_id
+        key = (client, client_id)
+        session = self.sessions.get(key)
+        online = session is not None and session.connection is not None
+        if len(self._clients.get(client, ())) - online >= limits.connections_per_client:
+            connection.reject(Reason.QUOTA_EXCEEDED, level, f"client {client} has too many connections")
+            return
+        if session is not None and session.connection is not None:
+            self.counters.takeovers += 1
+            session.connection.end(Reason.SESSION_TAKEN_OVER, replaced=True)
+            session = self.sessions.get(key)
+        if session is not None and (connect.clean_start or session.level != level):
+            # Queued packets are written in one protocol level: a client that comes back with the other one begins anew.
+            self._forget(session)
+            session = None
+        present = session is not None
+        if session is None:
+            self._make_room(client)
+            session = self.sessions[key] = Session(self, client, client_id, level)
+            self._kept[client] = self._kept.get(client, 0) + 1
+        self._absent.pop(session, None)
+        session.will = connect.will
+        session.problem_information = bool(asked.get(Property.REQUEST_PROBLEM_INFORMATION, 1))
+        session.max_packet = asked.get(Property.MAXIMUM_PACKET_SIZE, UNLIMITED)
+        keep_alive = connect.keep_alive
+        if level >= 5:
+            session.window = min(asked.get(Property.RECEIVE_MAXIMUM, 65_535), limits.inflight_max)
+            expiry = asked.get(Property.SESSION_EXPIRY_INTERVAL, 0)
+            session.expiry = float(min(expiry, limits.session_expiry))
+            if expiry > limits.session_expiry:
+                granted[Property.SESSION_EXPIRY_INTERVAL] = limits.session_expiry
+            if limits.max_keep_alive and not 0 < keep_alive <= limits.max_keep_alive:
+                keep_alive = granted[Property.SERVER_KEEP_ALIVE] = limits.max_keep_alive
+            granted[Property.RECEIVE_MAXIMUM] = limits.receive_maximum
+            granted[Property.MAXIMUM_PACKET_SIZE] = limits.max_packet
+            granted[Property.TOPIC_ALIAS_MAXIMUM] = limits.topic_aliases
+            granted[Property.RETAIN_AVAILABLE] = 1
+            granted[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 0
+        else:
+            session.window = limits.inflight
+            session.expiry = 0.0 if connect.clean_start else float(limits.session_expiry)
+        session.connection = connection
+        session.out = connection.out
+        session.refresh()
+        self._clients.setdefault(client, set()).add(session)
+        self.counters.connects += 1
+        connack = Connack(session_present=present, properties=granted if level >= 5 else None)
+        connection.put(encode(connack, level))
+        self.house.online(session)
+        if present:
+            session.resend()
+        connection.admitted(session, keep_alive * 1.5)
+
+    def _make_room(self, client: str) -> None:
+        """Where there are too many sessions, forget the one longest absent: of this client, if it is the one who has too many."""
+        if self._kept.get(client, 0) >= self.limits.connections_per_client:
+            own = next((session for session in self._absent if session.client == client), None)
+            if own is not None:
+                self._forget(own)
+        while len(self.sessions) >= self.limits.sessions and self._absent:
+            self._forget(next(iter(self._absent)))
+
+    def detach(self, connection: Connection, *, clean: bool, replaced: bool = False) -> None:
+        """A connection has ended: its session goes on alone, or ends with it. Does nothing the second time."""
+        session = connection.session
+        if session is None or session.connection is not connection:
+            return
+        session.connection = None
+        session.out = []
+        session.feeds = None
+        session.refresh()
+        # What is unacknowledged at QoS 1 is sent again by the client; the answer would go to a connection that has gone.
+        session.incoming = {
+            packet_id: publish
+            for packet_id, publish in session.incoming.items()
+            if isinstance(publish, Publish) and publish.qos == 2
+        }
+        session.deferred = 0
+        sessions = self._clients[session.client]
+        sessions.discard(session)
+        last = not sessions
+        if last:
+            del self._clients[session.client]
+        if not session.expiry:
+            self._forget(session)
+        else:
+            self._absent[session] = self.clock() + session.expiry
+        if self._stopping:
+            return
+        will, session.will = session.will, None
+        if will is not None and not clean:
+            publish = Publish(will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session)
+            self._fire(session, publish)
+        self.house.offline(session, clean=clean, last=last and not replaced)
+
+    def _fire(self, session: Session, publish: Publish) -> None:
+        """A will is a publish like any other: judged now, whatever held when it was left [MQTT-3.1.2-8]."""
+        if not self.house.may_publish(session.client, publish.topic):
+            self.counters.denied_publish += 1
+            return
+        self.counters.wills += 1
+        if self.house.owns(publish.topic):
+            self.batch.append(publish)
+            self.schedule()
+        else:
+            self.take(publish)
+
+    def _forget(self, session: Session) -> None:
+        """A session has ended."""
+        session.dead = True
+        self._kept[session.client] -= 1
+        if not self._kept[session.client]:
+            del self._kept[session.client]
+        for topic_filter in session.subscriptions:
+            self.subscriptions.remove(session, topic_filter)
+        session.subscriptions.clear()
+        session.incoming.clear()
+        session.received.clear()
+        session.inflight.clear()
+        session.queue = None
+        self.queued -= session.queued
+        session.queued = 0
+        self._absent.pop(session, None)
+        del self.sessions[session.key]
+
+    # ---- SUBSCRIBE -----------------------------------------------------------------------------------------------------
+
+    def subscribe(self, connection: Connection, session: Session, packet: Subscribe) -> None:
+        """SUBACK first, then the retained messages [MQTT-3.8.4]."""
+        identifier = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER, 0) if packet.properties else 0
+        reasons: list[int] = []
+        feeds: list[Entry] = []
+        for wanted in packet.subscriptions:
+            reason = self._refused(session, wanted)
+            if reason is not None:
+                self.counters.denied_subscribe += 1
+                reasons.append(reason)
+                continue
+            entry = Entry(
+                session,
+                wanted.topic_filter,
+                wanted.qos,
+                no_local=wanted.no_local,
+                retain_as_published=wanted.retain_as_published,
+                identifier=identifier,
+            )
+            known = wanted.topic_filter in session.subscriptions
+            session.subscriptions[wanted.topic_filter] = entry
+            self.subscriptions.add(entry)
+            reasons.append(wanted.qos)
+            if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and not known):
+                feeds.append(entry)
+        connection.put(encode(Suback(packet.packet_id, reasons), session.level))
+        for entry in feeds:
+            session.start_feed(entry, self._retained_below(entry.topic_filter))
+        if session.hungry:
+            self.feed(session)
+
+    def _refused(self, session: Session, wanted: Subscription) -> int | None:
+        topic_filter = wanted.topic_filter
+        if topic_filter.startswith("$share/"):
+            return Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+        if len(topic_filter.encode()) > self.limits.filter_bytes or not valid_filter(topic_filter):
+            return Reason.TOPIC_FILTER_INVALID
+        if not self.house.may_subscribe(session.client, topic_filter):
+            return Reason.NOT_AUTHORIZED
+        if topic_filter not in session.subscriptions and len(session.subscriptions) >= self.limits.subscriptions:
+            return Reason.QUOTA_EXCEEDED
+        return None
+
+    def unsubscribe(self, connection: Connection, session: Session, packet: Unsubscribe) -> None:
+        """UNSUBACK, one reason a filter [MQTT-3.10.4]."""
+        reasons: list[int] = []
+        for topic_filter in packet.topic_filters:
+            if session.subscriptions.pop(topic_filter, None) is None:
+                reasons.append(Reason.NO_SUBSCRIPTION_EXISTED)
+                continue
+            self.subscriptions.remove(session, topic_filter)
+            session.stop_feed(topic_filter)
+            reasons.append(Reason.SUCCESS)
+        connection.put(encode(Unsuback(packet.packet_id, reasons), session.level))
+
+    # ---- time ----------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._timer = self.loop.call_later(TICK, self._tick)
+        self.look(self.clock())
+        self._ticks += 1
+        if self._ticks % SWEEP == 0:
+            self.sweep(self.clock())
+
+    def look(self, now: float) -> None:
+        """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end."""
+        late = []
+        for connection in self._connections:
+            if connection.heard and connection.session is not None:
+                connection.heard = False
+                connection.heard_at = now
+            elif connection.ended or (connection.keep_alive and now - connection.heard_at > connection.keep_alive):
+                late.append(connection)
+        for connection in late:
+            if connection.ended:
+                if now > connection.closing_at:
+                    connection.transport.abort()
+            elif connection.patient:
+                connection.heard_at = now
+            else:
+                if connection.session is not None:
+                    self.counters.keep_alive_timeouts += 1
+                connection.end(Reason.KEEP_ALIVE_TIMEOUT)
+
+    def sweep(self, now: float) -> None:
+        """Forget absent sessions and retained messages whose time is over."""
+        for session in [session for session, until in self._absent.items() if until <= now]:
+            self._forget(session)
+        self.retained.expire(now)

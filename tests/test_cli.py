@@ -1,0 +1,453 @@
+"""The command line: real commands as processes, against a real gateway where one is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import cli
+from gateway.commands.changes import changed, described
+from gateway.commands.connection import Target, ulid
+from gateway.commands.outcome import CommandError, Exit
+from gateway.commands.scopes import Scope, report_of
+from gateway.commands.terminal import age, printable
+from gateway.patch import merge
+from tests.running import HOST, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = (ROOT / "docs/cli.md").read_text()
+URL = "ctxt://home.local/sensor/climate"
+
+NAMESPACES = """
+[[namespace]]
+match = "ctxt://home.local/open/**"
+report = ["sensor"]
+observe = ["*", "anonymous"]
+
+[[namespace]]
+match = "ctxt://home.local/private/**"
+report = ["sensor"]
+observe = ["sensor"]
+
+[[namespace]]
+match = "ctxt://home.local/{client}/**"
+report = ["*"]
+observe = ["*"]
+
+[limits]
+report_burst = 60
+reports_per_second = 1
+"""
+# The bucket of reports is small so that one test can empty it: as the client `hasty`, who disturbs nobody.
+
+
+def environ(**more: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("CTXT_", "XDG_", "STATE_"))}
+    return {**clean, "NO_COLOR": "1", "COLUMNS": "100", **more}
+
+
+def ctxt(
+    *arguments: str, text: str = "", cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway.cli", *arguments],
+        input=text, capture_output=True, text=True, timeout=60, check=False, cwd=cwd,
+        env=environ(PYTHONPATH=str(ROOT), **(env or {})),
+    )  # fmt: skip
+
+
+def one_sentence(result: subprocess.CompletedProcess[str]) -> str:
+    """The only line on standard error, which is an error's sentence."""
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0].removeprefix("error: ")
+
+
+# ---- without a gateway -------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Each command's name as it is typed, and its declaration."""
+    root: Any = typer.main.get_command(cli.app)
+    for name, command in root.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {below}", each) for below, each in command.commands.items())
+        else:
+            yield name, command
+
+
+def test_every_command_and_every_option_is_in_the_reference() -> None:
+    for name, command in commands():
+        head, _, verb = name.partition(" ")
+        section = DOCS.partition(f"\n## ctxt {head}\n")[2].partition("\n## ")[0]
+        assert section, f"docs/cli.md has no section for ctxt {head}"
+        assert f"ctxt {name}" in section
+        assert not verb or verb in section
+        for parameter in command.params:
+            for option in (each for each in parameter.opts if each.startswith("--") and each != "--help"):
+                shared = option in ("--connect", "--timeout")
+                assert option in (DOCS if shared else section), f"{option} of ctxt {name} is not in docs/cli.md"
+
+
+def test_every_exit_code_is_in_the_reference() -> None:
+    table = DOCS.partition("## Exit codes")[2].partition("\n## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(Exit)
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for name, command in commands():
+        assert command.help
+        examples = command.help.partition("For example:")[2]
+        assert f"ctxt {name}" in examples, f"the help of ctxt {name} has no example of it"
+
+
+def test_the_examples_of_the_help_are_valid_usage() -> None:
+    root: Any = typer.main.get_command(cli.app)
+    for name, command in commands():
+        for line in command.help.partition("For example:")[2].splitlines():
+            words = re.match(r"\s*ctxt (.*?)(?: \|.*| <.*)?$", line)
+            if words is None or "$" in line:
+                continue
+            arguments = [each.strip("'") for each in re.findall(r"'[^']*'|\S+", words[1])][len(name.split()) :]
+            command.make_context(name, arguments, parent=root.make_context("ctxt", [name], resilient_parsing=True))
+
+
+def test_help_answers_as_a_process() -> None:
+    result = ctxt("report", "--help")
+    assert result.returncode == 0
+    assert "--merge" in result.stdout
+    assert not result.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    import gateway as package
+
+    result = ctxt("--version")
+    assert (result.returncode, result.stdout) == (0, f"ctxt-gateway {package.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fly",),
+        ("ls", "--bogus"),
+        ("get",),
+        ("report", URL),
+        ("report", URL, "temperature"),
+        ("report", URL, "temperature=1", "--merge", "{}"),
+        ("report", URL, "--merge", "[]"),
+        ("report", URL, "--merge", "{"),
+        ("report", URL, "--patch", "{}"),
+        ("ls", "--connect", "http://home.local"),
+        ("ls", "--connect", "mqtt://home.local:99999"),
+        ("ls", "--connect", "mqtt://ana@home.local"),
+        ("ls", "--status", "asleep"),
+        ("demo", "--port", "70000"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    result = ctxt(*arguments)
+    assert result.returncode == Exit.USAGE
+    assert "rror" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("url", ["home", "ctxt://home.local", "ctxt://home.local/a//b", "ctxt://home.local/a?b"])
+def test_a_url_that_is_none_exits_with_6(url: str) -> None:
+    result = ctxt("get", url)
+    assert result.returncode == Exit.INVALID
+    assert "is no object URL" in one_sentence(result)
+
+
+def test_nobody_there_exits_with_5_and_says_what_to_do() -> None:
+    result = ctxt("ls", "--connect", f"mqtt://{HOST}:{free_port()}")
+    assert result.returncode == Exit.NO_CONNECTION
+    assert "is the gateway running? start it with `ctxt run`" in one_sentence(result)
+
+
+def test_a_server_that_never_answers_exits_with_5() -> None:
+    with socket.create_server((HOST, 0)) as silent:
+        result = ctxt("ls", "--timeout", "0.3", "--connect", f"mqtt://{HOST}:{silent.getsockname()[1]}")
+    assert result.returncode == Exit.NO_CONNECTION
+    assert "timed out" in one_sentence(result)
+
+
+def test_no_error_tells_the_password() -> None:
+    for url in ("mqtts://ana:s3cret@x", "mqtt://ana:s3cret@x:1:2", f"mqtt://ana:s3cret@{HOST}:{free_port()}"):
+        result = ctxt("ls", "--connect", url)
+        assert result.returncode != 0
+        assert "s3cret" not in result.stderr + result.stdout
+
+
+# ---- clients -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    return {"CTXT_STATE_DIR": str(tmp_path / "state")}
+
+
+def test_a_made_password_is_alone_on_standard_output(home: dict[str, str]) -> None:
+    result = ctxt("client", "add", "ana", env=home)
+    assert result.returncode == 0
+    assert re.fullmatch(r"[A-Za-z0-9]{20}\n", result.stdout)
+    assert result.stdout.strip() not in result.stderr
+
+
+def test_a_password_from_standard_input_is_not_shown(home: dict[str, str]) -> None:
+    result = ctxt("client", "add", "ana", "--password-stdin", text="open sesame\n", env=home)
+    assert result.returncode == 0
+    assert "sesame" not in result.stdout + result.stderr
+    assert ctxt("client", "passwd", "ana", "--password-stdin", text="", env=home).returncode == Exit.INVALID
+
+
+def test_clients_are_listed_disabled_enabled_and_removed(home: dict[str, str]) -> None:
+    assert "there are no clients yet" in ctxt("client", "ls", env=home).stderr
+    for name in ("ana", "bob"):
+        assert ctxt("client", "add", name, env=home).returncode == 0
+    assert ctxt("client", "disable", "bob", env=home).returncode == 0
+    listed = json.loads(ctxt("client", "ls", "--json", env=home).stdout)
+    assert [(each["name"], each["disabled"]) for each in listed] == [("ana", False), ("bob", True)]
+    table = ctxt("client", "ls", env=home).stdout
+    assert re.search(r"^bob +no ", table, re.MULTILINE)
+    assert not re.search(r" $", table, re.MULTILINE)
+    assert ctxt("client", "enable", "bob", env=home).returncode == 0
+    assert ctxt("client", "rm", "ana", env=home).returncode == 0
+    assert [each["name"] for each in json.loads(ctxt("client", "ls", "--json", env=home).stdout)] == ["bob"]
+
+
+def test_a_clients_mistakes_have_exit_codes(home: dict[str, str]) -> None:
+    assert ctxt("client", "add", "ana", env=home).returncode == 0
+    assert ctxt("client", "add", "ana", env=home).returncode == Exit.INVALID
+    assert ctxt("client", "add", "a/b", env=home).returncode == Exit.INVALID
+    for verb in ("rm", "passwd", "disable", "enable"):
+        assert ctxt("client", verb, "nobody", env=home).returncode == Exit.NOT_FOUND
+    result = ctxt("client", "ls", env={"CTXT_STATE_DIR": "/dev/null/state"})
+    assert result.returncode == Exit.IO
+    assert "state_dir" in one_sentence(result)
+
+
+# ---- schemas and settings ----------------------------------------------------------------------------------------------
+
+
+def test_schemas_are_listed_and_shown() -> None:
+    listed = {each["name"]: each for each in json.loads(ctxt("schema", "ls", "--json").stdout)}
+    assert {"Connection", "Communication", "Context", "Device"} <= set(listed)
+    assert listed["Context"]["scheme"] == "ctxt"
+    table = ctxt("schema", "ls").stdout
+    assert all(name in table for name in listed)
+    shown = json.loads(ctxt("schema", "show", "Context").stdout)
+    assert shown["$id"] == listed["Context"]["url"]
+    assert json.loads(ctxt("schema", "show", shown["$id"], "--json").stdout) == shown
+    result = ctxt("schema", "show", "Contxt")
+    assert result.returncode == Exit.NOT_FOUND
+    assert "'Context'" in one_sentence(result)
+
+
+def test_schema_files_are_checked(tmp_path: Path) -> None:
+    good = tmp_path / "Tide.json"
+    good.write_text(
+        json.dumps(
+            {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "$id": "hyperty-catalogue://catalogue.sea.example/.well-known/dataschema/Tide",
+                "title": "Tide",
+                "description": "The water's height.",
+                "x-scheme": "tide",
+                "type": "object",
+                "properties": {"height": {"description": "Metres.", "type": "number"}},
+                "additionalProperties": False,
+            }
+        )
+    )
+    bad = tmp_path / "Bad.json"
+    bad.write_text('{"type": 5')
+    assert ctxt("schema", "check", str(good)).returncode == 0
+    result = ctxt("schema", "check", str(good), str(bad), "--json")
+    assert result.returncode == Exit.INVALID
+    assert [each["ok"] for each in json.loads(result.stdout)] == [True, False]
+    assert "1 of 2" in one_sentence(result)
+
+
+def test_a_first_settings_file_is_written_once_and_can_be_used(tmp_path: Path) -> None:
+    assert ctxt("config", "init", cwd=tmp_path).returncode == 0
+    result = ctxt("config", "init", cwd=tmp_path)
+    assert result.returncode == Exit.FAILED
+    assert "--force" in one_sentence(result)
+    assert ctxt("config", "init", "--force", cwd=tmp_path).returncode == 0
+    assert ctxt("config", "init", "no/such/folder.toml", cwd=tmp_path).returncode == Exit.IO
+    checked = json.loads(ctxt("config", "check", "--json", cwd=tmp_path).stdout)
+    assert (checked["file"], checked["ok"], checked["problems"]) == ("gateway.toml", True, [])
+
+
+def test_settings_are_found_by_option_by_environment_and_here(tmp_path: Path) -> None:
+    for name in ("gateway", "other", "third"):
+        (tmp_path / f"{name}.toml").write_text(f'id = "{name}"\n')
+
+    def id_of(*arguments: str, **more: str) -> str:
+        shown = ctxt("config", "show", "--json", *arguments, cwd=tmp_path, env=more)
+        return str(json.loads(shown.stdout)["id"])
+
+    assert id_of() == "gateway"
+    assert id_of(CTXT_CONFIG="other.toml") == "other"
+    assert id_of("--config", "third.toml", CTXT_CONFIG="other.toml") == "third"
+    assert id_of(CTXT_ID="fourth") == "fourth"
+
+
+def test_bad_settings_are_all_told_and_exit_with_78(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('durabilty = "power"\n[broker]\nurl = "mqtt://elsewhere"\n[[namespace]]\nmatch = "x"\n')
+    for arguments in (("config", "check"), ("config", "show"), ("run",), ("client", "ls"), ("schema", "ls")):
+        result = ctxt(*arguments, "--config", str(file))
+        assert result.returncode == Exit.CONFIG, arguments
+        assert "durability" in result.stderr
+        assert "broker.url" in result.stderr
+        assert "Traceback" not in result.stderr
+    checked = ctxt("config", "check", "--json", "--config", str(file))
+    assert checked.returncode == Exit.CONFIG
+    assert len(json.loads(checked.stdout)["problems"]) == 3
+    missing = ctxt("run", "--config", str(tmp_path / "missing.toml"))
+    assert missing.returncode == Exit.CONFIG
+
+
+def test_a_schema_that_the_settings_name_in_vain_exits_with_78(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        f'state_dir = "{tmp_path}/state"\n[[namespace]]\nmatch = "ctxt://home.local/**"\nschema = "Contxt"\n'
+    )
+    for arguments in (("config", "check"), ("run",)):
+        result = ctxt(*arguments, "--config", str(file))
+        assert result.returncode == Exit.CONFIG
+        assert "'Context'" in result.stderr
+
+
+# ---- small parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignments", "patch"),
+    [
+        (["temperature=21.5"], {"values": {"temperature": {"value": 21.5}}}),
+        (["temperature=21.5:Cel"], {"values": {"temperature": {"value": 21.5, "unit": "Cel"}}}),
+        (["a=-1e3:/min", "b=48:%RH"], {"values": {"a": {"value": -1000.0, "unit": "/min"}, "b": {"value": 48, "unit": "%RH"}}}),
+        (["at=12:30"], {"values": {"at": {"value": "12:30"}}}),
+        (["note=a:b"], {"values": {"note": {"value": "a:b"}}}),
+        (['note="21:Cel"'], {"values": {"note": {"value": "21:Cel"}}}),
+        (["open=true", "place=[1,2]"], {"values": {"open": {"value": True}, "place": {"value": [1, 2]}}}),
+        (["gone=null"], {"values": {"gone": None}}),
+        (["empty=", "odd=a=b"], {"values": {"empty": {"value": ""}, "odd": {"value": "a=b"}}}),
+        (["bad=NaN"], {"values": {"bad": {"value": "NaN"}}}),
+        (["/unit=W", "/a~1b/c~0d=1"], {"unit": "W", "a/b": {"c~d": 1}}),
+        (["t=1", '/values/t/time="x"'], {"values": {"t": {"value": 1, "time": "x"}}}),
+    ],
+)  # fmt: skip
+def test_assignments_are_a_merge_patch(assignments: list[str], patch: dict[str, Any]) -> None:
+    assert report_of(assignments) == patch
+
+
+@pytest.mark.parametrize("assignments", [["t"], ["=1"], ["/=1"], ["/a=1", "/a/b=2"]])
+def test_what_is_no_assignment_is_wrong_usage(assignments: list[str]) -> None:
+    with pytest.raises(CommandError) as caught:
+        report_of(assignments)
+    assert caught.value.code == Exit.USAGE
+
+
+def test_an_object_is_observed_exactly_with_its_children() -> None:
+    scope = Scope.parse("CTXT://Home.Local/room")
+    assert scope.filters == ("ctxt/home.local/room", "ctxt/home.local/room/children/#")
+    assert scope.holds("ctxt://home.local/room")
+    assert scope.holds("ctxt://home.local/room/children/actions/ana/1")
+    assert not scope.holds("ctxt://home.local/room/temperature")
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix", "topic_filter"),
+    [
+        ("**", "", "#"),
+        ("ctxt://", "ctxt://", "ctxt/#"),
+        ("ctxt://**", "ctxt://", "ctxt/#"),
+        ("ctxt://Home.Local/", "ctxt://home.local/", "ctxt/home.local/#"),
+        ("ctxt://home.local/room/**", "ctxt://home.local/room/", "ctxt/home.local/room/#"),
+        ("ctxt://home.local/Küche/", "ctxt://home.local/K%C3%BCche/", "ctxt/home.local/K%C3%BCche/#"),
+        ("comm://h/1/children/", "comm://h/1/children/", "comm/h/1/children/#"),
+    ],
+)
+def test_a_prefix_means_all_below(text: str, prefix: str, topic_filter: str) -> None:
+    scope = Scope.parse(text)
+    assert (scope.prefix, scope.filters) == (prefix, (topic_filter,))
+    assert scope.holds(prefix.rstrip("/") + "/below") or prefix in ("", "ctxt://")
+    assert not prefix.endswith("/") or prefix.endswith("//") or not scope.holds(prefix[:-1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "texts"),
+    [
+        ({"values": {"t": {"value": 21.5, "unit": "Cel"}}}, {"values": {"t": {"value": 21.7, "unit": "Cel"}}}, ["t 21.5 → 21.7 Cel"]),
+        ({"unit": "W", "values": {"p": {"value": 1}}}, {"unit": "W", "values": {"p": {"value": 2}}}, ["p 1 → 2 W"]),
+        ({}, {"values": {"open": {"value": True}}}, ["open yes"]),
+        ({"values": {"open": {"value": True}}}, {"values": {}}, ["open removed"]),
+        ({"a": 1}, {"a": True}, ["/a 1 → yes"]),
+        ({"a": {"b~": [1]}}, {"a": {"b~": [2]}}, ["/a/b~0 [1] → [2]"]),
+        ({"a": 1}, {}, ["/a removed"]),
+        ({"a": 1}, {"a": 1.0}, ["/a 1 → 1.0"]),
+        ({"a": {"b": 1}}, {"a": {"b": 1}}, []),
+    ],
+)  # fmt: skip
+def test_changes_are_told_in_few_words(old: Any, new: Any, texts: list[str]) -> None:
+    assert changed(old, new) == texts
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.just("values"), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(_json, _json)
+def test_changes_are_told_exactly_where_there_are_some(old: Any, new: Any) -> None:
+    # Like objects in the gateway: without nulls.
+    old, new = merge({}, {"data": old}), merge({}, {"data": new})
+    texts = changed(old, new)
+    assert bool(texts) == (json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True))
+    assert described(new) == changed({}, new)
+
+
+def test_nothing_from_elsewhere_steers_the_terminal() -> None:
+    assert printable("a\x1b[31mb\x07\u202ec") == "a\\x1b[31mb\\x07\\x202ec"
+
+
+def test_ages_are_short() -> None:
+    assert [age(s) for s in (-1, 0.4, 59, 61, 7200, 10 * 86400)] == ["0 s", "0 s", "59 s", "1 min", "2 h", "10 d"]
+
+
+def test_ids_are_ulids_and_differ() -> None:
+    ids = {ulid() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", each) for each in ids)
+
+
+def test_a_target_is_read_from_its_url() -> None:
+    target = Target.parse("mqtt://an%40:p%3Aw@[::1]:2883/site/one/", {})
+    assert (target.host, target.port, target.name, target.password) == ("::1", 2883, "an@", "p:w")
+    assert target.topic("snapshot/#") == "site/one/snapshot/#"
+    assert target.without_prefix("site/one/snapshot/x") == "snapshot/x"
+    assert Target.parse("mqtt://ana@h", {"CTXT_PASSWORD": "x"}).password == "x"
+    assert Target.parse("mqtt://h", {"CTXT_PASSWORD": "x"}) == Target("h", 1883)
