@@ -141,14 +141,21 @@ class Store:
         """A new epoch for this run, stored with a full flush before it is returned.
 
         Larger than any before it: than the stored one, than `seen` on the broker and than the clock (Unix seconds x 256); its
-        low byte is the gateway's number, so two gateways never share one.
+        low byte is the gateway's number, so two gateways never share one. Waits where that is needed (at most two seconds): an
+        empty folder may be a wiped one, so it gets a second that no other run began in; and an epoch that runs ahead of the
+        clock, after many starts in a row, is not let ahead, or a wiped folder would go back.
         """
         db = self._db
         row = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
         before = row[0] if row is not None else 0
+        if row is None:
+            time.sleep(1 - time.time() % 1)
         epoch: int = (max(before, seen, int(time.time()) * 256) & ~0xFF) | number
         if epoch <= max(before, seen):
             epoch += 256
+        ahead = epoch // 256 - time.time()
+        if 0 < ahead <= 2:
+            time.sleep(ahead)
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))

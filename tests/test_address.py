@@ -10,7 +10,7 @@ from unicodedata import is_normalized, normalize
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.address import (
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no failure."""
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "addresses.json").read_text(encoding="utf-8"))
 
@@ -164,7 +167,7 @@ def test_a_pattern_matches_what_the_vectors_say(case: dict[str, Any]) -> None:
 # ---- one spelling per object -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(RELAXED, max_examples=300)
 @given(spellings())
 def test_every_spelling_of_an_object_gives_its_one_address(case: tuple[str, str]) -> None:
     spelled, normal = case
@@ -174,7 +177,7 @@ def test_every_spelling_of_an_object_gives_its_one_address(case: tuple[str, str]
     assert address == Address.parse(normal)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(RELAXED, max_examples=400)
 @given(URLS)
 def test_whatever_is_parsed_comes_out_in_normal_form_or_is_refused(text: str) -> None:
     address = attempt(Address.parse, text)
@@ -193,7 +196,7 @@ def test_whatever_is_parsed_comes_out_in_normal_form_or_is_refused(text: str) ->
     assert address.topic[0] != "$"
 
 
-@settings(deadline=None)
+@RELAXED
 @given(spellings(), spellings())
 def test_addresses_are_equal_exactly_when_their_texts_are(one: tuple[str, str], other: tuple[str, str]) -> None:
     a, b = Address.parse(one[0]), Address.parse(other[0])
@@ -201,7 +204,7 @@ def test_addresses_are_equal_exactly_when_their_texts_are(one: tuple[str, str], 
     assert hash(a) == hash(Address.parse(a.url))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(RELAXED, max_examples=600)
 @given(URLS | spellings().map(lambda case: case[1]), st.booleans(), st.data())
 def test_the_quick_check_agrees_with_normalising(url: str, broken: bool, data: st.DataObject) -> None:
     topic = url.replace("://", "/", 1)
@@ -222,7 +225,7 @@ def test_the_quick_check_agrees_with_normalising(url: str, broken: bool, data: s
             assert is_normal_topic(caught.value.hint.removeprefix("the topic is "))
 
 
-@settings(deadline=None)
+@RELAXED
 @given(st.text(CHARACTERS, min_size=1, max_size=8))
 def test_a_percent_encoded_name_comes_back(name: str) -> None:
     segment = quote(name, safe="")
@@ -498,7 +501,7 @@ def test_patterns_are_compared(one: str, other: str, covers: bool, overlaps: boo
     assert b.overlaps(a) is overlaps
 
 
-@settings(deadline=None)
+@RELAXED
 @given(spellings())
 def test_a_url_without_stars_or_braces_is_a_pattern_of_itself(case: tuple[str, str]) -> None:
     spelled, normal = case
@@ -510,7 +513,7 @@ def test_a_url_without_stars_or_braces_is_a_pattern_of_itself(case: tuple[str, s
     assert pattern.topic_filter("bob") == topic
 
 
-@settings(deadline=None)
+@RELAXED
 @given(st.text(st.sampled_from("ctxt:/h*{}client%2A.?#\u00e9 "), max_size=24) | URLS)
 def test_whatever_is_no_pattern_ends_in_an_address_error(text: str) -> None:
     pattern = attempt(Pattern.parse, text)

@@ -8,10 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.patch import MAX_DEPTH, MAX_PLACE, PatchError, apply_patch, depth, depth_exceeds, diff, merge, same
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no failure."""
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "patches.json").read_text(encoding="utf-8"))
 
@@ -165,13 +168,13 @@ def test_a_json_patch_does_what_the_vectors_say(case: dict[str, Any]) -> None:
 # ---- merge -------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@RELAXED
 @given(VALUES, VALUES)
 def test_merge_agrees_with_the_rfc(target: Any, patch: Any) -> None:
     assert canonical(merge(target, patch)) == canonical(merge_reference(target, patch))
 
 
-@settings(deadline=None)
+@RELAXED
 @given(OBJECTS, OBJECTS)
 def test_merge_gives_the_same_object_exactly_when_nothing_changes(
     target: dict[str, Any], patch: dict[str, Any]
@@ -180,7 +183,7 @@ def test_merge_gives_the_same_object_exactly_when_nothing_changes(
     assert (merged is target) is (canonical(merged) == canonical(target))
 
 
-@settings(deadline=None)
+@RELAXED
 @given(OBJECTS, st.lists(OBJECTS, max_size=4))
 def test_merges_never_change_what_they_were_given(target: dict[str, Any], patches: list[dict[str, Any]]) -> None:
     held = [canonical(target), *map(canonical, patches)]
@@ -204,13 +207,13 @@ def test_merge_shares_what_did_not_change() -> None:
 # ---- same --------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@RELAXED
 @given(VALUES, VALUES)
 def test_same_is_equality_of_canonical_json(a: Any, b: Any) -> None:
     assert same(a, b) is (canonical(a) == canonical(b))
 
 
-@settings(deadline=None)
+@RELAXED
 @given(VALUES, st.data())
 def test_same_sees_one_changed_leaf(value: Any, data: st.DataObject) -> None:
     other = json.loads(json.dumps(value))
@@ -275,7 +278,7 @@ def documents_with_patches(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[s
     return document, ops
 
 
-@settings(max_examples=300, deadline=None)
+@settings(RELAXED, max_examples=300)
 @given(documents_with_patches())
 def test_apply_patch_agrees_with_the_rfc(case: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     document, ops = case
@@ -297,7 +300,7 @@ JUNK = st.sampled_from(
 )
 
 
-@settings(deadline=None)
+@RELAXED
 @given(
     OBJECTS,
     st.lists(st.dictionaries(st.sampled_from(["op", "path", "from", "value"]), JUNK | VALUES) | VALUES, max_size=4),
@@ -371,7 +374,7 @@ def test_a_place_in_an_error_is_short() -> None:
 # ---- diff --------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@RELAXED
 @given(OBJECTS, OBJECTS)
 def test_a_diff_makes_the_old_the_new(old: dict[str, Any], new: dict[str, Any]) -> None:
     ops = diff(old, new)
@@ -379,7 +382,7 @@ def test_a_diff_makes_the_old_the_new(old: dict[str, Any], new: dict[str, Any]) 
     assert bool(ops) is (canonical(old) != canonical(new))
 
 
-@settings(deadline=None)
+@RELAXED
 @given(documents_with_patches())
 def test_a_diff_of_two_versions_makes_the_one_the_other(case: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     document, ops = case
@@ -418,7 +421,7 @@ def test_a_diff_of_everything_is_one_operation() -> None:
 # ---- depth -------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@RELAXED
 @given(VALUES, st.integers(0, 6))
 def test_depth_counts_brackets(value: Any, limit: int) -> None:
     def reference(part: Any) -> int:

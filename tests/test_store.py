@@ -87,7 +87,9 @@ def test_an_epoch_is_larger_than_every_one_before_and_ends_in_the_gateways_numbe
 ) -> None:
     store = Store(tmp_path)
     clock = 1_000_000.0
+    slept: list[float] = []
     monkeypatch.setattr(time, "time", lambda: clock)
+    monkeypatch.setattr(time, "sleep", slept.append)
     first = store.claim_epoch(7)
     second = store.claim_epoch(7)
     clock = 500_000.0
@@ -98,6 +100,7 @@ def test_an_epoch_is_larger_than_every_one_before_and_ends_in_the_gateways_numbe
     assert epochs == sorted(set(epochs))
     assert [epoch & 0xFF for epoch in epochs] == [7, 7, 9, 7, 7]
     assert fourth > 2_000_000 * 256 + 200
+    assert slept == [1.0, 1.0]  # the first in an empty folder, the second within the same second
     store.close()
     wiped = Store(tmp_path / "wiped")
     clock = 3_000_000.0

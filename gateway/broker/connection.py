@@ -418,7 +418,11 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self.flush()
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client was quicker: its end of the connection has been torn down
+            self._close()
+            return
         if self._held:
             self._held = 0
             self.transport.resume_reading()

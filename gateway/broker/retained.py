@@ -51,7 +51,9 @@ class Retained:
                 self.bytes -= freed
             return True
         size = _size(topic, message)
-        if self.bytes - freed + size > self._most_bytes or (held is None and len(self._messages) >= self._most_messages):
+        if self.bytes - freed + size > self._most_bytes or (
+            held is None and len(self._messages) >= self._most_messages
+        ):
             return False
         self._messages[topic] = message
         self.bytes += size - freed

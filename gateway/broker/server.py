@@ -43,7 +43,12 @@ TURN = 256
 STOP = 3.0
 """Seconds that clients have to close their side when the broker stops."""
 
-LEFT_BEHIND = (Property.MESSAGE_EXPIRY_INTERVAL, Property.SUBSCRIPTION_IDENTIFIER, Property.TOPIC_ALIAS, Property.WILL_DELAY_INTERVAL)
+LEFT_BEHIND = (
+    Property.MESSAGE_EXPIRY_INTERVAL,
+    Property.SUBSCRIPTION_IDENTIFIER,
+    Property.TOPIC_ALIAS,
+    Property.WILL_DELAY_INTERVAL,
+)
 """Properties of an incoming PUBLISH or will that are not simply passed on."""
 
 
@@ -348,7 +353,16 @@ class Broker:
             granted = min(qos, group.qos)
             retain = route.retain and group.retain_as_published
             message = make(
-                route.topic, route.name, payload, group.level, granted, retain, group.properties, passed_on, expires, self
+                route.topic,
+                route.name,
+                payload,
+                group.level,
+                granted,
+                retain,
+                group.properties,
+                passed_on,
+                expires,
+                self,
             )
             for session in group.members:
                 if group.no_local and session is origin:
@@ -538,7 +552,9 @@ class Broker:
             return
         will, session.will = session.will, None
         if will is not None and not clean:
-            publish = Publish(will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session)
+            publish = Publish(
+                will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session
+            )
             self._fire(session, publish)
         self.house.offline(session, clean=clean, last=last and not replaced)
 

@@ -283,7 +283,9 @@ class Session:
         if message.again is not None:
             name, payload, level, retain, identifiers, properties = message.again
             properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: max(1, int(left))}
-            head, tail = publish_parts(name, payload, level, message.qos, retain, identifiers + encode_properties(properties))
+            head, tail = publish_parts(
+                name, payload, level, message.qos, retain, identifiers + encode_properties(properties)
+            )
             message = Message(head, tail, message.qos, message.topic, generation)
         if message.size > self.max_packet:
             broker.counters.dropped_too_large += 1
@@ -308,7 +310,9 @@ class Session:
                     self._requeue(message)
                 continue
             sending += 1
-            connection.put(bytes((message.head[0] | 0x08,)) + message.head[1:] + packet_id.to_bytes(2, "big") + message.tail)
+            connection.put(
+                bytes((message.head[0] | 0x08,)) + message.head[1:] + packet_id.to_bytes(2, "big") + message.tail
+            )
         self.pump()
 
     def _requeue(self, message: Message) -> None:
@@ -384,7 +388,9 @@ class Session:
             identifiers = identifier_properties([entry.identifier] if entry.identifier else [])
             broker.counters.publishes_out += 1
             qos = min(qos, entry.qos)
-            message = make(topic, topic.encode(), payload, self.level, qos, True, identifiers, properties, expires, broker)
+            message = make(
+                topic, topic.encode(), payload, self.level, qos, True, identifiers, properties, expires, broker
+            )
             self.deliver(message)
         return looked
 
@@ -451,7 +457,10 @@ def make(
     encoded = identifiers
     if level >= 5 and properties:
         if expires:
-            left: dict[Any, Any] = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: max(0, round(expires - broker.clock()))}
+            left: dict[Any, Any] = {
+                **properties,
+                Property.MESSAGE_EXPIRY_INTERVAL: max(0, round(expires - broker.clock())),
+            }
             again = Again(name, payload, level, retain, identifiers, properties)
             properties = left
         encoded = identifiers + encode_properties(properties)

@@ -732,7 +732,7 @@ def _properties(properties: Properties | None) -> bytes:
 
 
 def publish_parts(
-    topic: bytes, payload: bytes, level: int, *, qos: int = 0, retain: bool = False, properties: bytes = b""
+    topic: bytes, payload: bytes, level: int, qos: int = 0, retain: bool = False, properties: bytes = b""
 ) -> tuple[bytes, bytes]:
     """A PUBLISH in two parts: at QoS > 0 the packet is head + packet identifier (two bytes) + tail, else head + tail.
 
@@ -764,7 +764,7 @@ def encode_publish(
     properties: bytes = b"",
 ) -> bytes:
     """One PUBLISH; topic in UTF-8, properties encoded without their length."""
-    head, tail = publish_parts(topic, payload, level, qos=qos, retain=retain, properties=properties)
+    head, tail = publish_parts(topic, payload, level, qos, retain, properties)
     if not qos:
         return head + tail
     if dup:
