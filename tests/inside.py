@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
+import uvloop
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -17,6 +18,7 @@ from paho.mqtt.properties import Properties
 from gateway.credentials import Credentials
 from gateway.service import Service, build
 from gateway.settings import load
+from gateway.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +44,7 @@ class Inside:
         known.close()
         self.service: Service | None = None
         self.problem: BaseException | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._started = threading.Event()
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run)
@@ -68,8 +70,10 @@ class Inside:
         self.port = service.address[1]
         self._started.set()
         await self._stop.wait()
-        with contextlib.suppress(Exception):
+        try:
             await service.stop()
+        except StoreError as error:
+            self.problem = error
 
     def call(self, act: Callable[[Service], Any]) -> Any:
         """Run something on the gateway's loop and wait for its result."""

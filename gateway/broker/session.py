@@ -6,7 +6,7 @@ A session outlives its connection as long as its expiry says. Its key is (client
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.broker.subscriptions import NEVER, identifier_properties
 from gateway.wire.codec import encode, encode_properties, encode_puback, publish_parts
@@ -455,14 +455,11 @@ def make(
     """A message with whatever properties its publisher gave it. `name` is the encoded topic; `expires` 0 = never."""
     again = None
     encoded = identifiers
+    if level >= 5 and expires:
+        properties = properties or {}
+        again = Again(name, payload, level, retain, identifiers, properties)
+        properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: max(0, round(expires - broker.clock()))}
     if level >= 5 and properties:
-        if expires:
-            left: dict[Any, Any] = {
-                **properties,
-                Property.MESSAGE_EXPIRY_INTERVAL: max(0, round(expires - broker.clock())),
-            }
-            again = Again(name, payload, level, retain, identifiers, properties)
-            properties = left
         encoded = identifiers + encode_properties(properties)
     head, tail = publish_parts(name, payload, level, qos, retain, encoded)
     message = Message(head, tail, qos, topic, broker.house.generation)

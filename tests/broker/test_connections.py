@@ -139,9 +139,8 @@ def test_a_flood_behind_the_connect_is_bounded() -> None:
             await asyncio.sleep(0.2)
             assert broker.counters.bytes_in < 1_000_000
             client.drop()
-            await until(lambda: not broker.counters.connections)
             house.gate.set()
-            await asyncio.sleep(0.05)
+            await until(lambda: not broker.counters.connections)
             assert not broker.sessions
 
     asyncio.run(go())
@@ -417,6 +416,7 @@ def test_too_many_connections_are_refused_and_counted() -> None:
             assert third.connack.reason == Reason.QUOTA_EXCEEDED
             await third.ended()
             third.close()
+            await until(lambda: broker.counters.connections == 2)
             again = await RawClient.connect(port, "alice", client_id="1")
             assert again.connack.reason == 0, "a take-over is not one more"
             await first.ended()

@@ -74,7 +74,13 @@ class Side:
         return self.replica.feed(f"{self.prefix}delta/{topic}", orjson.dumps(value), self.now)
 
     def created(self, version: int, data: Any = None, **rest: Any) -> list[Event]:
-        made = {"created": True, "schema": SCHEMA, "reporter": "anna", "status": "live", "value": data or {}}
+        made: dict[str, Any] = {
+            "created": True,
+            "schema": SCHEMA,
+            "reporter": "anna",
+            "status": "live",
+            "value": data or {},
+        }
         return self.delta(version, **made, **rest)
 
     def held(self, topic: str = ROOM) -> Copy:
