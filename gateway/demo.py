@@ -206,6 +206,8 @@ class Life:
                     await self._report(client)
                     if device.breaks:
                         client.lose()
+                        async for _ in client.messages:
+                            pass  # until the loss is noticed
             except aiomqtt.MqttError:
                 # The broken one arrives here on purpose; any other tries again, like a real device.
                 if not device.breaks:
@@ -213,21 +215,24 @@ class Life:
             await asyncio.sleep(device.away or pause)
 
     async def _report(self, client: Mqtt) -> None:
-        device = self.device
-        work = asyncio.gather(*(self._tell(client, sensor) for sensor in device.sensors))
+        """Report each object at its own pace, for as long as the device is awake."""
+        due = dict.fromkeys(self.device.sensors, 0.0)
         with suppress(TimeoutError):
-            await asyncio.wait_for(work, device.awake or None)
+            async with asyncio.timeout(self.device.awake or None):
+                while True:
+                    sensor = min(due, key=due.__getitem__)
+                    now = time.monotonic()
+                    if due[sensor] > now:
+                        await asyncio.sleep(due[sensor] - now)
+                    await self._tell(client, sensor)
+                    due[sensor] = time.monotonic() + sensor.pace
 
     async def _tell(self, client: Mqtt, sensor: Sensor) -> None:
-        topic = self.device.topic(sensor)
-        while True:
-            values = sensor.measure(time.monotonic() - self.began)
-            payload = orjson.dumps({"values": values})
-            await client.publish(topic, payload, qos=1, properties=user_property(("id", ulid())))
-            self.reports += 1
-            if not client.verdict.accepted:
-                self.refused += 1
-            await asyncio.sleep(sensor.pace)
+        payload = orjson.dumps({"values": sensor.measure(time.monotonic() - self.began)})
+        await client.publish(self.device.topic(sensor), payload, qos=1, properties=user_property(("id", ulid())))
+        self.reports += 1
+        if not client.verdict.accepted:
+            self.refused += 1
 
 
 def lives(target: Target, passwords: dict[str, str]) -> list[Life]:
@@ -235,15 +240,27 @@ def lives(target: Target, passwords: dict[str, str]) -> list[Life]:
     return [Life(device, replace(target, name=device.name, password=passwords[device.name])) for device in house()]
 
 
-def lines(port: int) -> list[tuple[str, str]]:
-    """What to try in another terminal: (command, what happens). No line is wider than 80 columns."""
+def lines(port: int) -> list[tuple[str, list[str]]]:
+    """What to try in another terminal, in groups: (what happens, commands). Nothing is wider than 80 columns."""
     pub = f"mosquitto_pub -p {port} -V 5 -q 1 -u {GUEST} -P {GUEST_PASSWORD} \\\n  -t report/{GUEST}/ctxt/{HOME}"
     value = '-m \'{"values":{"co2":{"value":480}}}\''
     return [
-        (f"mosquitto_sub -p {port} -v -t 'snapshot/#'", "every object, whole"),
-        (f"mosquitto_sub -p {port} -v -t 'delta/ctxt/{HOME}/kitchen/#'", "changes only"),
-        (f"{pub}/{GUEST}/desk {value}", "accepted"),
-        (f"{pub}/hall/motion {value}", "refused: not yours"),
-        (f"export CTXT_CONNECT=mqtt://{GUEST}:{GUEST_PASSWORD}@127.0.0.1:{port}", "then:"),
-        (f"ctxt ls; ctxt observe 'ctxt://{HOME}/**'", "a list; changes as they come"),
+        (
+            "In another terminal, anybody on this machine may read:",
+            [
+                f"mosquitto_sub -p {port} -v -t 'snapshot/#'",
+                f"mosquitto_sub -p {port} -v -t 'delta/ctxt/{HOME}/kitchen/#'",
+            ],
+        ),
+        (
+            f"{GUEST!r} may report below the own name, and not on the hall's sensor (refused):",
+            [f"{pub}/{GUEST}/desk {value}", f"{pub}/hall/motion {value}"],
+        ),
+        (
+            "The same with ctxt:",
+            [
+                f"export CTXT_CONNECT=mqtt://{GUEST}:{GUEST_PASSWORD}@127.0.0.1:{port}",
+                f"ctxt ls; ctxt observe 'ctxt://{HOME}/**'",
+            ],
+        ),
     ]

@@ -298,7 +298,7 @@ class Engine:
             if type(change) is dict:
                 new = merge(old, change)
             elif type(change) is list:
-                new = apply_patch(old, change, max_ops=limits.patch_operations, max_bytes=limits.data_bytes)
+                new = self._patched(old, change)
                 kind = b',"patch":'
             else:
                 return self._refuse(effects, client, state, Refused(400, obj.url, _neither(change)), now)
@@ -333,6 +333,12 @@ class Engine:
             obj.due = now
             self._dirty[obj] = None
         return None
+
+    def _patched(self, old: dict[str, Any], operations: list[Any]) -> Any:
+        limits = self.limits
+        return apply_patch(
+            old, operations, max_ops=limits.patch_operations, max_bytes=limits.data_bytes, max_depth=limits.depth
+        )
 
     def _unfit(
         self, obj: DataObject, schema: Schema | None, new: dict[str, Any], change: Any, added: int, state: _Client
@@ -510,7 +516,7 @@ class Engine:
             if type(change) is dict:
                 data = merge({}, change)
             elif type(change) is list:
-                data = apply_patch({}, change, max_ops=self.limits.patch_operations, max_bytes=self.limits.data_bytes)
+                data = self._patched({}, change)
             else:
                 return Refused(400, url, _neither(change))
         except PatchError as error:

@@ -240,7 +240,9 @@ class Judge:
                 self._find("invented", about, f"{value!r} is at {place}, and nobody sent it")
                 continue
             reporter = appended[at].reporter
-            if there[_key(value)] == 1 and at < last.get(reporter, -1):
+            if there[_key(value)] > 1:
+                continue
+            if at < last.get(reporter, -1):
                 self._find("reordered", about, f"{value!r} of {reporter} comes after what was sent later at {place}")
             last[reporter] = max(at, last.get(reporter, -1))
 

@@ -130,6 +130,8 @@ class Gateway:
             f'state_dir = "{self.state_dir}"\n{top}\n[broker]\nurl = "embedded://{HOST}:{self.port}"\n{broker}\n{rest}\n'
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self._out = folder / "gateway.out"
+        self._launched = 0.0
         self.epoch = 0
         self.objects = 0
         """How many objects it said to have when it began to listen."""
@@ -159,11 +161,10 @@ class Gateway:
             cwd=ROOT,
         )
 
-    def start(self, *, timeout: float = 30.0, environment: Mapping[str, str] | None = None) -> None:
-        """Start and wait until it says that it listens. Raises ProgramError with what it wrote when it does not."""
-        out = self.folder / "gateway.out"
-        began = time.monotonic()
-        with out.open("wb") as stdout, (self.folder / "gateway.err").open("ab") as stderr:
+    def launch(self, environment: Mapping[str, str] | None = None) -> None:
+        """Call the program; `wait` waits until it listens."""
+        self._launched = time.monotonic()
+        with self._out.open("wb") as stdout, (self.folder / "gateway.err").open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gateway.cli", "run", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
@@ -172,16 +173,25 @@ class Gateway:
                 cwd=ROOT,
                 env={**os.environ, **(environment or {})},
             )
-        while (found := _LISTENS.search(out.read_text())) is None:
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Wait until it says that it listens. Raises ProgramError with what it wrote when it does not within so many seconds."""
+        assert self.process is not None
+        while (found := _LISTENS.search(self._out.read_text())) is None:
             if self.process.poll() is not None:
                 raise ProgramError(f"the gateway ended with {self.process.returncode}:\n{self.errors()}")
-            if time.monotonic() - began > timeout:
+            if time.monotonic() - self._launched > timeout:
                 self.kill()
                 raise ProgramError(f"the gateway does not listen after {timeout:g} s:\n{self.errors()}")
             time.sleep(0.005)
-        self.start_seconds = time.monotonic() - began
+        self.start_seconds = time.monotonic() - self._launched
         self.epoch = int(found[2])
         self.objects = int(found[3].replace(",", ""))
+
+    def start(self, *, timeout: float = 30.0, environment: Mapping[str, str] | None = None) -> None:
+        """`launch` and `wait`."""
+        self.launch(environment)
+        self.wait(timeout)
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone. The state folder stays as it is."""

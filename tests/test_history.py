@@ -183,10 +183,13 @@ def settle(lines: list[Line]) -> Verdict:
     for final in [line for line in lines if line["event"] == "final"]:
         digest = state_hash(final["data"], final["status"])
         for line in lines:
-            if line["event"] in ("holds", "received") and line.get("kind") != "delta":
-                # An earlier epoch may have shown the same version.
-                if (line["object"], line["version"]) == (final["object"], final["version"]):
-                    line["hash"] = digest
+            # An earlier epoch may have shown the same version.
+            if (
+                line["event"] in ("holds", "received")
+                and line.get("kind") != "delta"
+                and (line["object"], line["version"]) == (final["object"], final["version"])
+            ):
+                line["hash"] = digest
     return check(lines)
 
 

@@ -95,8 +95,9 @@ class Connection(asyncio.Protocol):
 
     # ---- the socket ----------------------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport by type
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        transport: asyncio.Transport = made  # type: ignore[assignment] # uvloop's is none by type, only by what it can do
+        self.transport = transport
         broker = self.broker
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -150,7 +151,7 @@ class Connection(asyncio.Protocol):
                 self.flush()
             self.session.pump()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # how it ended changes nothing
         if self.task is not None:
             self.task.cancel()
         self.ended = True
@@ -194,7 +195,7 @@ class Connection(asyncio.Protocol):
                     continue
                 packet.origin = session  # type: ignore[union-attr]
                 if qos:
-                    incoming[packet.packet_id] = packet  # type: ignore[index,assignment,union-attr]
+                    incoming[packet.packet_id] = packet  # type: ignore[assignment,union-attr]
                 batch.append(packet)  # type: ignore[arg-type]
             elif kind is Puback:
                 session.puback(packet.packet_id)  # type: ignore[union-attr]

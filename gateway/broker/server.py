@@ -226,9 +226,8 @@ class Broker:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def wake(self, connection: Connection | None) -> None:
+    def wake(self, connection: Connection) -> None:
         """Hot: a connection has something to write."""
-        assert connection is not None
         self._dirty.append(connection)
         if not self._scheduled:
             self._scheduled = True
@@ -266,10 +265,7 @@ class Broker:
         if incoming.get(packet_id) is not publish:
             return
         del incoming[packet_id]
-        if qos == 1 and not reason:
-            answer = encode_puback(packet_id)
-        else:
-            answer = session.answer(publish, reason, text)
+        answer = encode_puback(packet_id) if qos == 1 and not reason else session.answer(publish, reason, text)
         connection = session.connection
         if connection is not None:
             out = connection.out

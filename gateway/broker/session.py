@@ -154,33 +154,29 @@ class Session:
 
     def deliver(self, message: Message) -> None:
         """Hot: send a message whose right to be here has just been checked, or let it wait."""
-        if (
-            self.open
-            and message.size <= self.max_packet
-            and (not message.qos or (len(self.inflight) < self.window and self.held < self.queue_bytes))
-        ):
-            self._transmit(message)
-        else:
-            self._aside(message)
-
-    def _transmit(self, message: Message) -> None:
-        """Hot: into the window, if it has QoS, and out."""
-        connection = self.connection
-        assert connection is not None
-        out = self.out
-        if not out:
-            self.broker.wake(connection)
         size = message.size
+        connection = self.connection
+        if not self.open or size > self.max_packet or connection is None:
+            self._aside(message)
+            return
+        out = self.out
         if message.qos:
             inflight = self.inflight
+            if len(inflight) >= self.window or self.held >= self.queue_bytes:
+                self._aside(message)
+                return
             packet_id = self.next_id
             while packet_id in inflight:
                 packet_id = packet_id % 65_535 + 1
             self.next_id = packet_id % 65_535 + 1
             inflight[packet_id] = message
             self.held += size
+            if not out:
+                self.broker.wake(connection)
             out += (message.head, packet_id.to_bytes(2, "big"), message.tail)
         else:
+            if not out:
+                self.broker.wake(connection)
             out.append(message.head)
         connection.pending += size
         if connection.pending > WRITE_AT:
@@ -241,6 +237,7 @@ class Session:
         if connection is None:
             return
         queue = self.queue
+        self.open = True  # nothing is ahead of what goes out now
         while queue and not connection.choked:
             message = queue[0]
             if message.qos and not self._window_open():
@@ -251,7 +248,7 @@ class Session:
             self.queued_qos0 -= not message.qos
             current = self._current(message)
             if current is not None:
-                self._transmit(current)
+                self.deliver(current)
         self.refresh()
         if self.feeds and self._roomy():
             self.broker.feed(self)

@@ -207,30 +207,32 @@ class Connection:
         self.target = target
         self.client = client
         self.timeout = timeout
-        self.messages: asyncio.Queue[aiomqtt.Message] = asyncio.Queue(QUEUED)
+        self.messages: asyncio.Queue[aiomqtt.Message | None] = asyncio.Queue()
+        """What arrives; None when the connection is lost. At most QUEUED: what goes beyond is dropped."""
         self._waiting: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
         self._inbox = f"inbox/{target.client}/ctxt-{secrets.token_hex(6)}"
         self._listens = False
         self._lock = asyncio.Lock()
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost = False
 
     async def read(self) -> None:
-        """Sort what arrives, until the connection ends; `lost` is done then."""
+        """Sort what arrives, until the connection ends."""
         try:
             async for message in self.client.messages:
                 inbox = self.target.topic(self._inbox)
                 if message.topic.value == inbox:
                     self._answered(message)
-                elif not self.messages.full():
+                elif self.messages.qsize() < QUEUED:
                     self.messages.put_nowait(message)
         except aiomqtt.MqttError:
-            if not self.lost.done():
-                self.lost.set_result(None)
+            self.lost = True
+            self.messages.put_nowait(None)
             for future in self._waiting.values():
                 if not future.done():
-                    future.set_exception(self._gone())
+                    future.set_exception(self.gone())
 
-    def _gone(self) -> CommandError:
+    def gone(self) -> CommandError:
+        """The error of a lost connection."""
         return CommandError(Exit.NO_CONNECTION, f"the connection to {self.target.where} was lost")
 
     def _answered(self, message: aiomqtt.Message) -> None:
@@ -267,8 +269,8 @@ class Connection:
             raise self._failed(error) from error
 
     def _failed(self, error: aiomqtt.MqttError) -> CommandError:
-        if self.lost.done() or "timed out" not in str(error):
-            return self._gone()
+        if self.lost or "timed out" not in str(error):
+            return self.gone()
         return CommandError(Exit.NO_CONNECTION, f"{self.target.where} did not answer within {self.timeout:g} s")
 
     async def request(self, kind: str, body: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from rich.text import Text
 from gateway import demo as house
 from gateway.commands.changes import text as value_text
 from gateway.commands.connection import Target
-from gateway.commands.observe import Change, Follower, line_of
+from gateway.commands.observe import Change, Follower, line_of, show
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.run import built
 from gateway.commands.scopes import Scope
@@ -100,12 +100,11 @@ async def _until(
     """Wait for the end. What fails meanwhile is raised."""
     assert service.failed is not None
     waiting = asyncio.create_task(asked.wait())
-    done, _ = await asyncio.wait(
-        {waiting, service.failed, *work}, timeout=duration, return_when=asyncio.FIRST_COMPLETED
-    )
+    watched: list[asyncio.Future[Any]] = [waiting, service.failed, *work]
+    done, _ = await asyncio.wait(watched, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    for task in done - {waiting}:
-        reason = task.exception()
+    for each in done - {waiting}:
+        reason = each.exception()
         if reason is not None:
             raise (
                 reason
@@ -129,13 +128,10 @@ def _make_clients(folder: Path) -> dict[str, str]:
 
 def _introduce(port: int) -> None:
     """The lines to try. They stay above the table, so that they can be copied."""
-    out.print(Text("Try in another terminal:", style="bold"))
-    for command, effect in house.lines(port):
-        line = Text("  ").append(command.replace("\n", "\n  "), style="cyan")
-        last = command.rpartition("\n")[2]
-        if len(last) + len(effect) + 8 <= 80:
-            line.append(f"   # {effect}", style="dim")
-        out.print(line)
+    for effect, commands in house.lines(port):
+        out.print(Text(f"# {effect}", style="dim"))
+        for command in commands:
+            out.print(Text(command, style="cyan"))
     sys.stdout.flush()
 
 
@@ -144,8 +140,7 @@ async def _print(follower: Follower) -> None:
     end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def tell(change: Change) -> None:
-        out.print(line_of(change))
-        sys.stdout.flush()
+        show(line_of(change))
 
     follower.tell = tell
     await end
@@ -162,39 +157,39 @@ async def _draw(follower: Follower, service: Service) -> None:
     with Live(console=out, auto_refresh=False, vertical_overflow="ellipsis") as live:
         try:
             while True:
-                live.update(picture(follower.objects, touched, out.width, service.commits), refresh=True)
+                live.update(picture(follower, touched, out.width, service.commits), refresh=True)
                 await asyncio.sleep(1 / FRAMES)
         finally:
-            live.update(picture(follower.objects, {}, out.width, service.commits), refresh=True)
+            live.update(picture(follower, {}, out.width, service.commits), refresh=True)
 
 
-def picture(objects: Mapping[str, dict[str, Any]], touched: Mapping[str, float], width: int, commits: int) -> Group:
+def picture(follower: Follower, touched: Mapping[str, float], width: int, commits: int) -> Group:
     """The table as it is now. Narrow terminals get the values without the names that their units tell."""
     now = time.time()
     seen = time.monotonic()
     made = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
     made.add_column("OBJECT", no_wrap=True, overflow="ellipsis", ratio=None)
     made.add_column("VALUES", no_wrap=True, overflow="ellipsis", ratio=1)
-    made.add_column("STATUS", no_wrap=True, min_width=12)
+    made.add_column("STATUS", no_wrap=True, min_width=14)
     made.add_column("VERSION", no_wrap=True, justify="right")
     made.add_column("AGE", no_wrap=True, justify="right", min_width=5)
-    for url in sorted(objects):
-        held = objects[url]
-        status = held["status"]
-        fresh = seen - touched.get(url, 0.0) < FRESH
-        modified = instant(held["modified"]) or now
+    copies = follower.copies
+    for copy in copies:
+        status = follower.status(copy)
+        fresh = seen - touched.get(copy.url, 0.0) < FRESH
+        modified = instant(copy.modified) or now
         made.add_row(
-            Text(printable(url.removeprefix(HEAD))),
-            values(held["data"], names=width >= 110, fresh=fresh and status == "live", quiet=status != "live"),
+            Text(printable(copy.url.removeprefix(HEAD))),
+            values(copy.data, names=width >= 110, fresh=fresh and status == "live", quiet=status != "live"),
             _lamp(status),
-            f"{held['version']:,}",
+            f"{copy.version:,}",
             Text(age(now - modified), style="dim"),
         )
     clock = f"{datetime.now().astimezone():%H:%M:%S}"
     title = Text(no_wrap=True, overflow="ellipsis")
     title.append(f" {HEAD} ", style="bold reverse")
-    title.append(f"  {len(objects)} objects · {commits:,} commits · {clock} · Ctrl-C ends the demo", style="dim")
-    return Group(Text(""), title, made)
+    title.append(f"  {len(copies)} objects · {commits:,} commits · {clock} · Ctrl-C ends the demo", style="dim")
+    return Group(title, made)
 
 
 def _lamp(status: str) -> Text:

@@ -256,6 +256,8 @@ async def retained(connection: Connection, scope: Scope) -> list[dict[str, Any]]
             message = await asyncio.wait_for(connection.messages.get(), min(left, QUIET) if marked else left)
         except TimeoutError:
             break
+        if message is None:
+            raise connection.gone()
         if connection.target.without_prefix(message.topic.value).startswith("gateway/"):
             marked = True
             continue

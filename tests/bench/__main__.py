@@ -244,7 +244,7 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
         sys.stdout.write(orjson.dumps(result).decode() + "\n")
         return
     for key, value in result.items():
-        sys.stdout.write(f"{key.removesuffix('_bytes').replace('_', ' '):<40} {written(key, value)}\n")
+        sys.stdout.write(f"{key.replace('_', ' '):<40} {written(key, value)}\n")
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,12 +24,17 @@ from gateway.wire.packets import (
     Unsuback,
     Unsubscribe,
 )
-from tests.broker.world import QUIET, RawClient, TableHouse, running, until
+from tests.broker.world import QUIET, RawClient, TableHouse, run, running, until
 
 if TYPE_CHECKING:
+    from gateway.broker.subscriptions import Route
     from gateway.wire.packets import Properties
 
 BOTH = pytest.mark.parametrize("level", [4, 5])
+
+
+def wanted(route: Route) -> bool:
+    return route.wanted
 
 
 # ---- in ----------------------------------------------------------------------------------------------------------------
@@ -48,7 +53,7 @@ def test_owned_publishes_reach_the_house_in_order_and_are_acknowledged_in_order(
             assert house.batches < 30, "one read, one batch"
             assert broker.counters.publishes_in == 300
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_many_sockets_that_are_readable_at_once_make_one_batch() -> None:
@@ -65,7 +70,7 @@ def test_many_sockets_that_are_readable_at_once_make_one_batch() -> None:
             assert len(house.got) == 20
             assert house.batches <= 2
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_an_acknowledgement_comes_when_the_house_gives_it_with_reason_and_text() -> None:
@@ -78,7 +83,9 @@ def test_an_acknowledgement_comes_when_the_house_gives_it_with_reason_and_text()
                 port, "alice", client_id="q", properties={Property.REQUEST_PROBLEM_INFORMATION: 0}
             )
             for client in (five, three, quiet):
-                client.send(Publish("report/alice/x", b"x", 1, packet_id=1), Publish("report/alice/x", b"y", 2, packet_id=2))
+                client.send(
+                    Publish("report/alice/x", b"x", 1, packet_id=1), Publish("report/alice/x", b"y", 2, packet_id=2)
+                )
             await until(lambda: len(house.got) == 6)
             assert await five.silent()
             for publish in house.got:
@@ -93,7 +100,7 @@ def test_an_acknowledgement_comes_when_the_house_gives_it_with_reason_and_text()
             for client in (five, three):
                 assert await client.silent(), "each is answered once"
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_an_acknowledgement_for_a_connection_that_has_gone_is_not_sent_to_its_successor() -> None:
@@ -113,7 +120,7 @@ def test_an_acknowledgement_for_a_connection_that_has_gone_is_not_sent_to_its_su
             broker.acknowledge(house.got[1])
             assert await second.expect(Puback) == Puback(1)
 
-    asyncio.run(go())
+    run(go)
 
 
 @BOTH
@@ -140,7 +147,7 @@ def test_a_denied_publish_is_dropped_and_only_mqtt_5_can_be_told(level: int) -> 
             assert await spy.silent()
             assert broker.counters.denied_publish == 12
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_right_that_is_taken_away_is_gone_for_the_next_packet() -> None:
@@ -155,7 +162,7 @@ def test_a_right_that_is_taken_away_is_gone_for_the_next_packet() -> None:
             assert (await alice.expect(Puback)).reason == Reason.NOT_AUTHORIZED
             assert len(house.got) == 1
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_answers_decided_early_wait_for_those_before_them() -> None:
@@ -180,7 +187,7 @@ def test_answers_decided_early_wait_for_those_before_them() -> None:
             assert await client.expect(Puback) == Puback(4)
             assert await client.expect(Puback) == Puback(5)
 
-    asyncio.run(go())
+    run(go)
 
 
 @BOTH
@@ -188,7 +195,7 @@ def test_a_qos_2_report_reaches_the_house_once_however_often_it_comes(level: int
     async def go() -> None:
         async with running() as (house, broker, port):
             house.holding = True
-            kept: dict[str, object] = {"clean_start": False}
+            kept: dict[str, Any] = {"clean_start": False}
             if level == 5:
                 kept["properties"] = {Property.SESSION_EXPIRY_INTERVAL: 60}
             client = await RawClient.connect(port, "alice", level, **kept)
@@ -213,7 +220,7 @@ def test_a_qos_2_report_reaches_the_house_once_however_often_it_comes(level: int
             client.send(once)
             await until(lambda: len(house.got) == 2, "the identifier is free again")
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_more_than_the_receive_maximum_ends_an_mqtt_5_connection() -> None:
@@ -227,7 +234,7 @@ def test_more_than_the_receive_maximum_ends_an_mqtt_5_connection() -> None:
             second.send(*(Publish("open/x", b"", 2, packet_id=i) for i in range(1, 12)))
             assert await second.ended() == Reason.RECEIVE_MAXIMUM_EXCEEDED
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_3_1_1_client_is_read_from_again_when_the_house_has_caught_up() -> None:
@@ -248,7 +255,7 @@ def test_a_3_1_1_client_is_read_from_again_when_the_house_has_caught_up() -> Non
             for i in range(1, 31):
                 assert await client.expect(Puback) == Puback(i)
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_retained_report_reaches_the_house_as_retained_and_is_not_kept_here() -> None:
@@ -260,7 +267,7 @@ def test_a_retained_report_reaches_the_house_as_retained_and_is_not_kept_here() 
             assert house.got[0].retain
             assert len(broker.retained) == 0
 
-    asyncio.run(go())
+    run(go)
 
 
 # ---- out ---------------------------------------------------------------------------------------------------------------
@@ -295,7 +302,7 @@ def test_delivery_is_at_the_lower_of_both_qos(level: int, published: int, subscr
             await until(lambda: not session.inflight)
             assert session.held == 0
 
-    asyncio.run(go())
+    run(go)
 
 
 @BOTH
@@ -303,12 +310,12 @@ def test_routes_deliver_what_the_house_sends(level: int) -> None:
     async def go() -> None:
         async with running() as (house, broker, port):
             route = broker.route("delta/ctxt/home/x")
-            assert not route.wanted
+            assert not wanted(route)
             one = await RawClient.connect(port, "alice", level, client_id="1")
             two = await RawClient.connect(port, "alice", level, client_id="2")
             await one.subscribe("delta/ctxt/home/x", qos=1)
             await two.subscribe("delta/#", qos=0)
-            assert route.wanted
+            assert wanted(route)
             for i in range(5):
                 broker.send(route, b"%d" % i, 1)
             for client, qos in ((one, 1), (two, 0)):
@@ -322,9 +329,9 @@ def test_routes_deliver_what_the_house_sends(level: int) -> None:
             while not isinstance(await one.next(), Unsuback):
                 pass
             two.drop()
-            await until(lambda: not route.wanted)
+            await until(lambda: not wanted(route))
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_every_delivery_asks_again_once_rights_have_changed() -> None:
@@ -341,7 +348,7 @@ def test_every_delivery_asks_again_once_rights_have_changed() -> None:
             assert not route.wanted
             assert await bob.silent()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_what_waits_is_judged_again_before_it_goes() -> None:
@@ -369,7 +376,7 @@ def test_what_waits_is_judged_again_before_it_goes() -> None:
             assert bob.connack.session_present
             assert await bob.silent()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_overlapping_subscriptions_deliver_once_with_the_highest_qos_and_all_identifiers() -> None:
@@ -377,7 +384,9 @@ def test_overlapping_subscriptions_deliver_once_with_the_highest_qos_and_all_ide
         async with running() as (_, broker, port):
             bob = await RawClient.connect(port, "bob")
             for identifier, topic_filter, qos in ((1, "open/#", 0), (2, "open/+", 2), (300, "open/x", 1)):
-                bob.send(Subscribe(9, [Subscription(topic_filter, qos)], {Property.SUBSCRIPTION_IDENTIFIER: identifier}))
+                bob.send(
+                    Subscribe(9, [Subscription(topic_filter, qos)], {Property.SUBSCRIPTION_IDENTIFIER: identifier})
+                )
                 await bob.expect(Suback)
             broker.publish("open/x", b"1", qos=2)
             got = await bob.expect(Publish)
@@ -385,7 +394,7 @@ def test_overlapping_subscriptions_deliver_once_with_the_highest_qos_and_all_ide
             assert sorted((got.properties or {})[Property.SUBSCRIPTION_IDENTIFIER]) == [1, 2, 300]
             assert await bob.silent()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_no_local_and_retain_as_published_are_kept() -> None:
@@ -402,7 +411,7 @@ def test_no_local_and_retain_as_published_are_kept() -> None:
             assert (got.payload, got.retain) == (b"2", False)
             assert (await bob.expect(Publish)).payload == b"2"
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_properties_are_passed_on_to_mqtt_5_and_left_out_for_3_1_1() -> None:
@@ -426,7 +435,7 @@ def test_properties_are_passed_on_to_mqtt_5_and_left_out_for_3_1_1() -> None:
             assert await five.expect(Publish) == Publish("open/x", b"2")
             assert await three.expect(Publish) == Publish("open/x", b"1")
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_message_larger_than_the_client_takes_is_left_out_and_counted() -> None:
@@ -439,7 +448,7 @@ def test_a_message_larger_than_the_client_takes_is_left_out_and_counted() -> Non
             assert (await bob.expect(Publish)).payload == b"small"
             assert broker.counters.dropped_too_large == 1
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_the_receive_maximum_of_a_client_is_never_exceeded() -> None:
@@ -466,7 +475,7 @@ def test_the_receive_maximum_of_a_client_is_never_exceeded() -> None:
                     got += await bob.collect(1)
             assert len({publish.packet_id for publish in got}) == 20
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_packet_identifiers_wrap_around_and_skip_those_in_use() -> None:
@@ -481,7 +490,7 @@ def test_packet_identifiers_wrap_around_and_skip_those_in_use() -> None:
             broker.publish("open/x", b"b", qos=1)
             assert [publish.packet_id for publish in await bob.collect(2)] == [65_535, 2]
 
-    asyncio.run(go())
+    run(go)
 
 
 # ---- retained ----------------------------------------------------------------------------------------------------------
@@ -500,7 +509,7 @@ def test_a_late_joiner_gets_the_houses_retained_messages_after_its_suback(level:
                 bob.send(Puback(got.packet_id))
             assert await bob.silent()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_retained_messages_go_only_to_who_asked_and_may_have_them() -> None:
@@ -515,7 +524,7 @@ def test_retained_messages_go_only_to_who_asked_and_may_have_them() -> None:
             assert await mallory.silent()
             assert await spy.silent()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_topics_opened_by_rules_have_retained_messages_too() -> None:
@@ -545,7 +554,7 @@ def test_topics_opened_by_rules_have_retained_messages_too() -> None:
             assert await put("open/b", b"") == 0
             assert broker.retained.bytes == 0
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_retain_handling_says_when_retained_messages_are_sent() -> None:
@@ -559,7 +568,7 @@ def test_retain_handling_says_when_retained_messages_are_sent() -> None:
                     assert (await bob.expect(Publish)).retain
                 assert await bob.silent(0.05), handling
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_expired_messages_are_not_sent_and_others_say_what_time_is_left() -> None:
@@ -591,7 +600,7 @@ def test_expired_messages_are_not_sent_and_others_say_what_time_is_left() -> Non
             broker.sweep(now[0])
             assert len(broker.retained) == 1
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_subscription_waits_until_what_is_applied_is_stored() -> None:
@@ -620,7 +629,7 @@ def test_a_subscription_waits_until_what_is_applied_is_stored() -> None:
             house.settle()
             await until(lambda: not broker.clients())
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_hundred_thousand_retained_messages_stall_nobody_and_are_not_rendered_ahead() -> None:
@@ -642,7 +651,7 @@ def test_a_hundred_thousand_retained_messages_stall_nobody_and_are_not_rendered_
             assert await window.silent()
             assert house.rendered <= before + 5, "no more than its window takes"
 
-    asyncio.run(go())
+    run(go)
 
 
 # ---- sessions ----------------------------------------------------------------------------------------------------------
@@ -652,7 +661,7 @@ def test_a_hundred_thousand_retained_messages_stall_nobody_and_are_not_rendered_
 def test_a_session_outlives_its_connection_when_asked_to(level: int) -> None:
     async def go() -> None:
         async with running() as (_, broker, port):
-            fields: dict[str, object] = {"clean_start": False}
+            fields: dict[str, Any] = {"clean_start": False}
             if level == 5:
                 fields["properties"] = {Property.SESSION_EXPIRY_INTERVAL: 100}
             bob = await RawClient.connect(port, "bob", level, **fields)
@@ -676,7 +685,7 @@ def test_a_session_outlives_its_connection_when_asked_to(level: int) -> None:
             broker.publish("open/x", b"nobody", qos=1)
             assert await fresh.silent()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_session_ends_when_its_time_is_over() -> None:
@@ -696,7 +705,7 @@ def test_a_session_ends_when_its_time_is_over() -> None:
             assert not broker.queued
             assert not broker.route("open/x").wanted
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_disconnect_can_end_the_session_but_not_make_one_last() -> None:
@@ -711,7 +720,7 @@ def test_a_disconnect_can_end_the_session_but_not_make_one_last() -> None:
             bob.send(Disconnect(0, lasting))
             assert await bob.ended() == Reason.PROTOCOL_ERROR
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_sessions_of_absent_clients_are_bounded_and_a_client_pays_for_its_own() -> None:
@@ -732,7 +741,7 @@ def test_sessions_of_absent_clients_are_bounded_and_a_client_pays_for_its_own() 
                 "mallory9",
             ]
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_client_that_comes_back_with_the_other_dialect_begins_anew() -> None:
@@ -747,7 +756,7 @@ def test_a_client_that_comes_back_with_the_other_dialect_begins_anew() -> None:
             broker.publish("open/x", b"1", qos=1)
             assert await five.silent(QUIET)
 
-    asyncio.run(go())
+    run(go)
 
 
 # ---- bounds ------------------------------------------------------------------------------------------------------------
@@ -770,7 +779,7 @@ def test_subscriptions_are_bounded_and_each_refusal_has_its_reason() -> None:
             assert (await bob.expect(Unsuback)).reasons == [0, Reason.NO_SUBSCRIPTION_EXISTED]
             assert await bob.subscribe("open/d") == [0]
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_reader_that_never_reads_costs_its_own_bound_only() -> None:
@@ -796,7 +805,7 @@ def test_a_reader_that_never_reads_costs_its_own_bound_only() -> None:
             stuck.drop()
             await until(lambda: not broker.queued)
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_a_reader_that_acknowledges_nothing_is_disconnected_when_its_queue_is_full() -> None:
@@ -815,7 +824,7 @@ def test_a_reader_that_acknowledges_nothing_is_disconnected_when_its_queue_is_fu
             assert broker.clients() == {"mallory"}
             assert house.events[-1] == ("offline", "bob", False, True)
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_qos_0_gives_way_to_qos_1_in_a_full_queue() -> None:
@@ -838,7 +847,7 @@ def test_qos_0_gives_way_to_qos_1_in_a_full_queue() -> None:
             assert payloads == [b"sent", b"first to wait", *(b"one %d" % i for i in range(8))]
             assert broker.clients() == {"bob"}
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_who_never_reads_its_acknowledgements_is_not_read_from() -> None:
@@ -847,7 +856,7 @@ def test_who_never_reads_its_acknowledgements_is_not_read_from() -> None:
             flood = await RawClient.connect(port, "alice", buffer=4_096)
             flood.writer.transport.pause_reading()  # type: ignore[attr-defined]
             sent = 0
-            for _ in range(300):
+            for _ in range(25):
                 flood.send(b"\xc0\x00" * 50_000)
                 sent += 100_000
                 await asyncio.sleep(0)
@@ -861,7 +870,7 @@ def test_who_never_reads_its_acknowledgements_is_not_read_from() -> None:
             assert broker.counters.bytes_in == seen
             flood.drop()
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_an_offline_queue_is_bounded() -> None:
@@ -879,7 +888,7 @@ def test_an_offline_queue_is_bounded() -> None:
             assert broker.counters.dropped_queue == 20
             assert not broker.queued
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_subscribing_during_a_broadcast_loses_nobody_anything() -> None:
@@ -911,10 +920,10 @@ def test_subscribing_during_a_broadcast_loses_nobody_anything() -> None:
                 assert (await alice.expect(Puback)).reason == 0
             await until(lambda: not any(client == "mallory" for client, _ in broker.sessions))
 
-    asyncio.run(go())
+    run(go)
 
 
-def test_a_message_without_room_is_not_acknowledged_ten_thousand_filters_or_not() -> None:
+def test_ten_thousand_filters_of_others_are_not_looked_at() -> None:
     async def go() -> None:
         async with running(subscriptions=20_000) as (house, broker, port):
             house.read["mallory"] = ["#"]
@@ -930,7 +939,7 @@ def test_a_message_without_room_is_not_acknowledged_ten_thousand_filters_or_not(
             await until(lambda: broker.clients() == {"bob"})
             assert set(broker.subscriptions._tree.children) == {"open"}, "empty branches are cut"
 
-    asyncio.run(go())
+    run(go)
 
 
 def test_two_thousand_idle_connections_are_held() -> None:
@@ -955,4 +964,4 @@ def test_two_thousand_idle_connections_are_held() -> None:
                 client.send(Pingreq())
                 await client.expect(Pingresp)
 
-    asyncio.run(go())
+    run(go)

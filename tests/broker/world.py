@@ -7,6 +7,8 @@ import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
+
 from gateway.broker.house import Limits
 from gateway.broker.server import Broker
 from gateway.topics import matches, overlaps
@@ -14,7 +16,7 @@ from gateway.wire.codec import Decoder, encode
 from gateway.wire.packets import Connack, Connect, Packet, Publish, Reason, Suback, Subscribe, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from gateway.broker.house import Peer
     from gateway.broker.session import Session
@@ -141,6 +143,7 @@ class RawClient:
         sock = socket.socket()
         if buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
@@ -219,6 +222,13 @@ class RawClient:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]], loop: str = "uvloop") -> None:
+    """Run a test on the event loop of production, or on asyncio's own where there is no other."""
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
 
 
 OPEN: list[RawClient] = []
