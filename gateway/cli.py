@@ -483,7 +483,8 @@ def main() -> None:
     except CtxtError as error:
         from gateway.commands.terminal import write_error
 
-        write_error(str(error))
+        if not (isinstance(error, CommandError) and error.code == Exit.INTERRUPTED):
+            write_error(str(error))
         sys.exit(error.code if isinstance(error, CommandError) else Exit.FAILED)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)

@@ -243,7 +243,7 @@ def lives(target: Target, passwords: dict[str, str]) -> list[Life]:
 def lines(port: int) -> list[tuple[str, list[str]]]:
     """What to try in another terminal, in groups: (what happens, commands). Nothing is wider than 80 columns."""
     pub = f"mosquitto_pub -p {port} -V 5 -q 1 -u {GUEST} -P {GUEST_PASSWORD} \\\n  -t report/{GUEST}/ctxt/{HOME}"
-    value = '-m \'{"values":{"co2":{"value":480}}}\''
+    value = '-m \'{"values":{"t":{"value":21}}}\''
     return [
         (
             "In another terminal, anybody on this machine may read:",

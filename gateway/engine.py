@@ -24,6 +24,7 @@ from gateway.objects import (
     DataObject,
     Objects,
     authority_of,
+    compact,
     parent_of,
     url_of,
 )
@@ -44,6 +45,9 @@ SNAPSHOT_FLOOR = 256 * 1024
 
 SLICE = 2_000
 """Objects that a long search looks at before it lets others go on."""
+
+PARSED = 10_000
+"""Objects whose data is kept parsed as well."""
 
 PAGE = 500
 """Objects listed by one answer to `discover`."""
@@ -222,6 +226,7 @@ class Engine:
         self._paced: deque[tuple[DataObject, str]] = deque()
         self._tombstones: deque[DataObject] = deque()
         self._dirty: dict[DataObject, None] = {}
+        self._parsed: deque[DataObject] = deque()
         self._credit = float(SNAPSHOT_FLOOR)
         self._credited = now
         self._requests: dict[str, Callable[..., Answer | Iterator[Answer | None]]] = {
@@ -292,7 +297,9 @@ class Engine:
         if obj is None or obj.reporter != client or obj.deleted:
             refused = self._create(effects, client, state, topic, change, len(payload), obj, now)
             return None if refused is None else self._refuse(effects, client, state, refused, now)
-        old = obj.document()
+        old = obj.data
+        if old is None:
+            old = self._parse(obj)
         kind = b',"merge":'
         try:
             if type(change) is dict:
@@ -333,6 +340,17 @@ class Engine:
             obj.due = now
             self._dirty[obj] = None
         return None
+
+    def _parse(self, obj: DataObject) -> dict[str, Any]:
+        """Parse an object's data. The oldest parsed ones are let go: as text they weigh a tenth."""
+        parsed = self._parsed
+        parsed.append(obj)
+        if len(parsed) > PARSED:
+            old = parsed.popleft()
+            if old.text is not None:
+                old.data = None
+        data = obj.data = obj.document()
+        return data
 
     def _patched(self, old: dict[str, Any], operations: list[Any]) -> Any:
         limits = self.limits
@@ -523,7 +541,7 @@ class Engine:
             return Refused(409, url, str(error), error.place)
         if not schema.is_valid(data):
             return self._invalid(url, schema, data, state)
-        text = orjson.dumps(data)
+        text = compact(data)
         if len(text) > self.limits.data_bytes:
             return Refused(
                 413,
@@ -539,7 +557,6 @@ class Engine:
             version=self.floors.get(authority_of(topic), 0) + 1,
             created=millis,
             modified=millis,
-            data=data,
             text=text,
             row=self._next_row,
             namespace=namespace,

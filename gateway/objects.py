@@ -48,11 +48,16 @@ def parent_of(topic: str) -> str | None:
     return None if at < 0 else topic[:at]
 
 
+def compact(value: Any) -> bytes:
+    """JSON bytes to keep: what the serialiser returns may hold on to its whole buffer, a copy does not."""
+    return bytes(memoryview(orjson.dumps(value)))
+
+
 class DataObject:
     """One Data Object, live or (where `deleted`) its tombstone.
 
     `data` (parsed) and `text` (JSON bytes) are two forms of one value: at least one is there, and `document()` and
-    `render()` make the other when it is asked for. `data` is never mutated: a change puts another dict in its place.
+    `render()` give either. Only `render()` keeps what it makes: text weighs a tenth. `data` is never mutated: a change puts another dict in its place.
     `created` and `modified` are Unix milliseconds; `seen` is Unix seconds of the last sign of life; `size` is an upper bound of
     the bytes of `text`.
     """
@@ -74,14 +79,12 @@ class DataObject:
         "schema",
         "seen",
         "size",
-        "snapshot_route",
         "status",
         "tags",
         "text",
         "topic",
         "types",
         "url",
-        "value_route",
         "version",
         "watched",
     )
@@ -135,21 +138,19 @@ class DataObject:
         self.types: dict[str, str] | None = None
         """Of each key of the value view its JSON type, once a view has been made."""
         self.delta_route: Any = None
-        self.snapshot_route: Any = None
-        self.value_route: Any = None
 
     def document(self) -> dict[str, Any]:
         """The parsed data; must not be mutated."""
         data = self.data
         if data is None:
-            data = self.data = orjson.loads(self.text or b"{}")
+            data = orjson.loads(self.text or b"{}")
         return data
 
     def render(self) -> bytes:
         """The data as JSON bytes."""
         text = self.text
         if text is None:
-            text = self.text = orjson.dumps(self.data)
+            text = self.text = compact(self.data)
             self.size = len(text)
         return text
 

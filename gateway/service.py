@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from sys import intern
 from typing import TYPE_CHECKING, NamedTuple
 
 import gateway
@@ -48,7 +49,7 @@ SLOW_COMMIT = 0.02
 WAITING_BYTES = 8 * 1024 * 1024
 """Payload bytes that may wait for a commit in flight before the link stops reading."""
 
-DOORS = 200_000
+DOORS = 20_000
 """Topics whose meaning is kept; when full the table begins anew."""
 
 REASONS = {
@@ -98,6 +99,8 @@ class Service:
         self._link = link
         self._rights = rights
         self._prefix = prefix + "/" if prefix else ""
+        self._snapshots = self._prefix + "snapshot/"
+        self._values = self._prefix + "value/"
         self._announce_topic = f"{self._prefix}gateway/{gateway_id}"
         self._announce_interval = announce_interval
         self._patterns = patterns or []
@@ -236,7 +239,10 @@ class Service:
         client, _, about = rest.partition("/")
         if len(self._doors) >= DOORS:
             self._doors.clear()
-        door = self._doors[topic] = Door(verb, client, about)
+        obj = self.engine.objects.get(about)
+        if obj is not None:
+            about = obj.topic
+        door = self._doors[topic] = Door(intern(verb), intern(client), about)
         return door
 
     def _other(self, effects: Effects, door: Door, publish: Publish, now: float) -> Refused | None:
@@ -408,21 +414,18 @@ class Service:
         self._link.publish(self._prefix + reply.topic, reply.payload, qos=1, properties=properties)
 
     def _show(self, obj: DataObject) -> None:
-        """Send an object's snapshot, and its value view where the namespace asks for one."""
+        """Send an object's snapshot, and its value view where the namespace asks for one, to whoever listens now."""
         link = self._link
-        qos = obj.namespace.qos if obj.namespace is not None else 1
-        route = obj.snapshot_route
-        if route is None:
-            route = obj.snapshot_route = link.route(f"{self._prefix}snapshot/{obj.topic}", retain=True)
-        if route.wanted:
-            link.send(route, messages.snapshot(obj, self.epoch), qos)
-        if obj.namespace is None or not obj.namespace.value_view:
-            return
-        route = obj.value_route
-        if route is None:
-            route = obj.value_route = link.route(f"{self._prefix}value/{obj.topic}", retain=True)
-        if route.wanted:
-            link.send(route, b"" if obj.deleted else self._view(obj), qos)
+        namespace = obj.namespace
+        qos = namespace.qos if namespace is not None else 1
+        if link.wants(self._snapshots):
+            route = link.route(self._snapshots + obj.topic, retain=True)
+            if route.wanted:
+                link.send(route, messages.snapshot(obj, self.epoch), qos)
+        if namespace is not None and namespace.value_view and link.wants(self._values):
+            route = link.route(self._values + obj.topic, retain=True)
+            if route.wanted:
+                link.send(route, b"" if obj.deleted else self._view(obj), qos)
 
     def _view(self, obj: DataObject) -> bytes:
         payload, left_out = messages.value_view(obj)
@@ -431,7 +434,7 @@ class Service:
 
     def _clear(self, obj: DataObject) -> None:
         """A purged tombstone's retained copy goes."""
-        self._link.publish(f"{self._prefix}snapshot/{obj.topic}", b"", qos=1, retain=True)
+        self._link.publish(self._snapshots + obj.topic, b"", qos=1, retain=True)
 
     def retained(self, topic_filter: str) -> Iterator[tuple[str, bytes, int]]:
         """The gateway's own retained messages below a filter, rendered as they are read."""
@@ -447,9 +450,9 @@ class Service:
                 namespace = obj.namespace
                 qos = namespace.qos if namespace is not None else 1
                 if verb == "snapshot":
-                    yield f"{self._prefix}snapshot/{obj.topic}", messages.snapshot(obj, self.epoch), qos
+                    yield self._snapshots + obj.topic, messages.snapshot(obj, self.epoch), qos
                 elif namespace is not None and namespace.value_view and not obj.deleted:
-                    yield f"{self._prefix}value/{obj.topic}", self._view(obj), qos
+                    yield self._values + obj.topic, self._view(obj), qos
 
     def _announcement(self, status: str) -> bytes:
         return messages.announcement(

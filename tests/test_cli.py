@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.scopes import Scope, report_of
 from gateway.commands.terminal import age, printable
 from gateway.patch import merge
-from tests.running import HOST, free_port
+from tests.running import HOST, Gateway, free_port, gateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -451,3 +453,280 @@ def test_a_target_is_read_from_its_url() -> None:
     assert target.without_prefix("site/one/snapshot/x") == "snapshot/x"
     assert Target.parse("mqtt://ana@h", {"CTXT_PASSWORD": "x"}).password == "x"
     assert Target.parse("mqtt://h", {"CTXT_PASSWORD": "x"}) == Target("h", 1883)
+
+
+# ---- with a gateway ----------------------------------------------------------------------------------------------------
+
+PASSWORD = "correct-horse"
+SENSOR = f"sensor:{PASSWORD}"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    names = ("sensor", "ana", "hasty", "changing")
+    with gateway(
+        tmp_path_factory.mktemp("house"),
+        broker="anonymous = true",
+        rest=NAMESPACES,
+        clients=dict.fromkeys(names, PASSWORD),
+    ) as running:
+        yield running
+
+
+def at(house: Gateway, who: str = SENSOR) -> dict[str, str]:
+    return {"CTXT_CONNECT": f"mqtt://{who}@{HOST}:{house.port}" if who else f"mqtt://{HOST}:{house.port}"}
+
+
+def report(house: Gateway, path: str, *arguments: str, who: str = SENSOR, text: str = "") -> int:
+    return ctxt("report", f"ctxt://home.local/{path}", *arguments, env=at(house, who), text=text).returncode
+
+
+def data_of(house: Gateway, path: str) -> Any:
+    return json.loads(ctxt("get", f"ctxt://home.local/{path}", "--data", "--json", env=at(house)).stdout)
+
+
+def test_a_report_brings_an_object_to_life_and_changes_it(house: Gateway) -> None:
+    result = ctxt("report", URL, "temperature=21.5:Cel", "humidity=48:%RH", env=at(house))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert report(house, "sensor/climate", "--merge", '{"values":{"humidity":null}}') == 0
+    assert (
+        report(house, "sensor/climate", "--patch", '[{"op":"replace","path":"/values/temperature/value","value":22}]')
+        == 0
+    )
+    assert data_of(house, "sensor/climate") == {"values": {"temperature": {"value": 22, "unit": "Cel"}}}
+    said = ctxt("report", URL, "temperature=22", "-v", env=at(house))
+    assert "accepted and stored" in said.stderr
+
+
+def test_reports_from_standard_input_go_in_order_and_past_a_refused_one(house: Gateway) -> None:
+    lines = 'a=1\n\n{"values":{"b":{"value":2}}}\na={}\n[{"op":"remove","path":"/values/a"}]\nc="x y" d=4'
+    result = ctxt("report", "ctxt://home.local/sensor/lines", "--stdin", env=at(house), text=lines)
+    assert result.returncode == Exit.INVALID
+    assert "line 4: " in result.stderr
+    assert "/values/a/value" in result.stderr
+    assert "1 of 5 reports were refused" in result.stderr
+    assert data_of(house, "sensor/lines") == {"values": {"b": {"value": 2}, "c": {"value": "x y"}, "d": {"value": 4}}}
+
+
+def test_a_line_that_is_no_report_stops_there(house: Gateway) -> None:
+    result = ctxt("report", "ctxt://home.local/sensor/stops", "--stdin", env=at(house), text="a=1\nwhat\na=2\n")
+    assert result.returncode == Exit.USAGE
+    assert "line 2" in one_sentence(result)
+    assert data_of(house, "sensor/stops") == {"values": {"a": {"value": 1}}}
+
+
+def test_what_the_gateway_refuses_has_its_exit_code_and_its_words(house: Gateway) -> None:
+    assert report(house, "sensor/mine", "t=1") == 0
+
+    def refused(who: str, url: str, *arguments: str) -> tuple[int, str]:
+        result = ctxt(*arguments[:1], url, *arguments[1:], env=at(house, who))
+        assert not result.stdout
+        return result.returncode, one_sentence(result)
+
+    ana = f"ana:{PASSWORD}"
+    mine = "ctxt://home.local/sensor/mine"
+    for who, url, arguments, code, words in [
+        (SENSOR, mine, ("report", "/values/t/value={}"), Exit.INVALID, "422 /values/t/value: "),
+        (SENSOR, mine, ("report", "--patch", '[{"op":"remove","path":"/x"}]'), Exit.INVALID, "409 "),
+        (SENSOR, mine, ("report", f"t={'x' * 70_000}"), Exit.INVALID, "413 "),
+        (ana, mine, ("report", "t=1"), Exit.NOT_ALLOWED, "its Reporter is 'sensor'"),
+        (ana, mine, ("delete",), Exit.NOT_ALLOWED, "its Reporter is 'sensor'"),
+        (ana, "ctxt://home.local/private/x", ("get",), Exit.NOT_ALLOWED, "403 "),
+        (ana, "ctxt://home.local/ana/nothing", ("get",), Exit.NOT_FOUND, "404 "),
+        (ana, "comm://home.local/ana/talk", ("report", "t=1"), Exit.NOT_ALLOWED, "403 "),
+        ("", mine, ("delete",), Exit.NOT_ALLOWED, "needs a name"),
+        ("", "ctxt://home.local/open/nothing", ("get",), Exit.NOT_FOUND, "does not exist"),
+        ("", mine, ("get",), Exit.NOT_ALLOWED, "may not read"),
+        ("nobody:x", mine, ("get",), Exit.NOT_ALLOWED, "does not admit 'nobody'"),
+        ("sensor:wrong", mine, ("get",), Exit.NOT_ALLOWED, "ctxt client passwd sensor"),
+    ]:
+        found, sentence = refused(who, url, *arguments)
+        assert (found, words in sentence) == (code, True), (who, url, arguments, found, sentence)
+    assert data_of(house, "sensor/mine") == {"values": {"t": {"value": 1}}}
+
+
+def test_a_client_that_is_too_fast_fails_with_1(house: Gateway) -> None:
+    lines = "".join(f"t={i}\n" for i in range(100))
+    result = ctxt("report", "ctxt://home.local/hasty/x", "--stdin", env=at(house, f"hasty:{PASSWORD}"), text=lines)
+    assert result.returncode == Exit.FAILED
+    assert "429 " in result.stderr
+
+
+def test_an_object_is_printed_for_people_and_for_programs(house: Gateway) -> None:
+    url = "ctxt://home.local/open/shown"
+    assert report(house, "open/shown", "temperature=21.5:Cel") == 0
+    shown = ctxt("get", url, env=at(house)).stdout
+    assert re.search(r"^  reporter +sensor$", shown, re.MULTILINE)
+    snapshot = json.loads(ctxt("get", url, "--json", env=at(house)).stdout)
+    assert (snapshot["url"], snapshot["version"], snapshot["status"]) == (url, 1, "live")
+    assert json.loads(ctxt("get", url, "--json", env=at(house, "")).stdout) == snapshot
+    data = ctxt("get", url, "--data", env=at(house)).stdout
+    assert data.count("\n") > 1
+    assert json.loads(data) == snapshot["data"]
+
+
+def test_the_list_is_complete_and_can_be_narrowed(house: Gateway) -> None:
+    paths = ["open/list/a", "open/list/b", "open/listed"]
+    for path in paths:
+        assert report(house, path, "t=1") == 0
+    assert report(house, "ana/other", "t=1", who=f"ana:{PASSWORD}") == 0
+
+    def listed(*arguments: str, who: str = SENSOR) -> list[str]:
+        result = ctxt("ls", "--json", *arguments, env=at(house, who))
+        assert result.returncode == 0, result.stderr
+        return [each["url"].removeprefix("ctxt://home.local/") for each in json.loads(result.stdout)]
+
+    everything = listed()
+    assert set(paths) < set(everything)
+    assert everything == sorted(everything)
+    assert listed("ctxt://home.local/open/list/") == paths[:2]
+    assert listed("ctxt://home.local/open/list/**", who="") == paths[:2]
+    assert listed("ctxt://home.local/open/listed") == paths[2:]
+    assert "ana/other" not in listed("--mine")
+    assert "ana/other" in listed("--schema", "Context", "--status", "live")
+    assert not listed("--status", "stale")
+    table = ctxt("ls", "ctxt://home.local/open/list", env=at(house)).stdout.splitlines()
+    assert table[0].split() == ["URL", "SCHEMA", "REPORTER", "VERSION", "STATUS", "AGE"]
+    assert [line.split()[:5] for line in table[1:]] == [
+        [f"ctxt://home.local/{path}", "Context", "sensor", "1", "live"] for path in paths[:2]
+    ]
+    assert ctxt("ls", "--mine", env=at(house, "")).returncode == Exit.USAGE
+
+
+def test_a_deleted_object_is_not_found_for_anybody(house: Gateway) -> None:
+    url = "ctxt://home.local/open/brief"
+    assert report(house, "open/brief", "t=1") == 0
+    assert ctxt("delete", url, env=at(house)).returncode == 0
+    for who in (SENSOR, ""):
+        assert ctxt("get", url, env=at(house, who)).returncode == Exit.NOT_FOUND
+    assert report(house, "open/brief", "t=1") == Exit.NOT_FOUND
+
+
+def test_a_client_is_added_disabled_and_given_another_password_while_the_gateway_runs(house: Gateway) -> None:
+    password = house.command("client", "add", "new").stdout.strip()
+    assert report(house, "new/x", "t=1", who=f"new:{password}") == 0
+    assert house.command("client", "disable", "new").returncode == 0
+    assert report(house, "new/x", "t=2", who=f"new:{password}") == Exit.NOT_ALLOWED
+    assert house.command("client", "enable", "new").returncode == 0
+    assert house.command("client", "passwd", "new", "--password-stdin", text="another\n").returncode == 0
+    assert report(house, "new/x", "t=2", who=f"new:{password}") == Exit.NOT_ALLOWED
+    assert report(house, "new/x", "t=2", who="new:another") == 0
+    assert house.command("client", "rm", "new").returncode == 0
+    assert report(house, "new/x", "t=3", who="new:another") == Exit.NOT_ALLOWED
+
+
+class Watch:
+    """A running `ctxt observe --json`: `next` gives its events as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def next(self, event: str) -> dict[str, Any]:
+        """The next event of this kind; others before it are passed over."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            found: dict[str, Any] = json.loads(line)
+            if found["event"] == event:
+                return found
+        raise AssertionError(f"no {event!r} before the end")
+
+
+@contextmanager
+def watching(house: Gateway, *targets: str, who: str = SENSOR) -> Iterator[Watch]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "observe", "--json", *targets],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environ(**at(house, who)),
+    )  # fmt: skip
+    try:
+        yield Watch(process)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("who", [SENSOR, ""])
+def test_an_observer_sees_what_is_there_and_each_change(house: Gateway, who: str) -> None:
+    place = "open/seen-by-" + ("name" if who else "nobody")
+    url = f"ctxt://home.local/{place}/x"
+    assert report(house, f"{place}/x", "t=1") == 0
+    with watching(house, f"ctxt://home.local/{place}/", who=who) as watch:
+        first = watch.next("snapshot")
+        assert (first["url"], first["version"], first["data"]) == (url, 1, {"values": {"t": {"value": 1}}})
+        assert report(house, f"{place}/x", "t=2:Cel") == 0
+        second = watch.next("changed")
+        assert (second["version"], second["epoch"]) == (2, first["epoch"])
+        assert second["data"] == {"values": {"t": {"value": 2, "unit": "Cel"}}}
+        assert report(house, f"{place}/y", "t=1") == 0
+        assert watch.next("created")["url"] == url[:-1] + "y"
+        assert ctxt("delete", url, env=at(house)).returncode == 0
+        assert watch.next("deleted")["url"] == url
+        watch.process.send_signal(signal.SIGINT)
+        assert watch.process.wait(10) == Exit.INTERRUPTED
+
+
+def test_an_observer_comes_back_after_a_restart_of_the_gateway(tmp_path: Path) -> None:
+    with gateway(tmp_path, clients={"sensor": PASSWORD}) as house:
+        assert report(house, "sensor/x", "t=1") == 0
+        with watching(house, "ctxt://home.local/sensor/x") as watch:
+            before = watch.next("snapshot")
+            house.kill()
+            house.start()
+            assert report(house, "sensor/x", "t=2") == 0
+            after = watch.next("changed")
+            assert after["epoch"] > before["epoch"]
+            assert (after["version"], after["data"]) == (2, {"values": {"t": {"value": 2}}})
+
+
+def test_what_is_there_is_printed_once(house: Gateway) -> None:
+    for path in ("open/once/a", "open/once/b", "open/once/b/c"):
+        assert report(house, path, "t=1:Cel") == 0
+
+    def once(*arguments: str, who: str = SENSOR) -> list[str]:
+        return ctxt("observe", "--once", *arguments, env=at(house, who)).stdout.splitlines()
+
+    for who in (SENSOR, ""):
+        assert [line.split("  ", 1)[1] for line in once("ctxt://home.local/open/once/**", who=who)] == [
+            f"ctxt://home.local/open/once/{name}  t 1 Cel" for name in ("a", "b", "b/c")
+        ]
+        assert len(once("ctxt://home.local/open/once/b", "--json", who=who)) == 1
+    result = ctxt("observe", "--once", "ctxt://home.local/open/once/z", env=at(house))
+    assert result.returncode == Exit.NOT_FOUND
+    assert ctxt("observe", "ctxt://home.local/private/z", env=at(house, "")).returncode == Exit.NOT_ALLOWED
+
+
+# ---- the process -------------------------------------------------------------------------------------------------------
+
+
+def test_the_gateway_stops_cleanly_and_starts_with_its_objects_and_a_greater_epoch(tmp_path: Path) -> None:
+    with gateway(tmp_path, clients={"sensor": PASSWORD}) as house:
+        epoch = house.epoch
+        assert report(house, "sensor/x", "t=1") == 0
+        assert house.stop() == 0
+        house.start()
+        assert house.epoch > epoch
+        assert house.objects == 1
+        assert house.process is not None
+        house.process.send_signal(signal.SIGINT)
+        assert house.process.wait(20) == 0
+        assert "Traceback" not in house.errors()
+
+
+def test_a_taken_port_and_a_taken_folder_exit_with_74(house: Gateway, tmp_path: Path) -> None:
+    folder = ctxt("run", env={"CTXT_STATE_DIR": str(house.state_dir), "CTXT_BROKER__URL": f"embedded://{HOST}:0"})
+    assert folder.returncode == Exit.IO
+    assert "in use by another gateway" in one_sentence(folder)
+    port = ctxt("run", env={"CTXT_STATE_DIR": str(tmp_path), "CTXT_BROKER__URL": f"embedded://{HOST}:{house.port}"})
+    assert port.returncode == Exit.IO
+    assert f"port {house.port}" in one_sentence(port)
+    assert not port.stdout
+
+
+def test_the_log_is_json_where_the_settings_say_so(tmp_path: Path) -> None:
+    with gateway(tmp_path, broker="anonymous = true", rest='[log]\nformat = "json"\n') as house:
+        assert house.stop() == 0
+        lines = [json.loads(line) for line in house.errors().splitlines()]
+    assert any(line["level"] == "warning" and "broker.anonymous" in line["message"] for line in lines)
+    assert lines[-1]["message"] == "stopped"
+    assert all(re.fullmatch(r"\d{4}-.*\.\d{3}Z", line["time"]) for line in lines)

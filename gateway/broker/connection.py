@@ -33,9 +33,15 @@ if TYPE_CHECKING:
     from gateway.broker.session import Session
     from gateway.wire.packets import Packet
 
-HOUSE, ADMISSION, WINDOW, BACKLOG, QUESTIONS = 1, 2, 4, 8, 16
+HOUSE, ADMISSION, WINDOW, BACKLOG, QUESTIONS, SLICES = 1, 2, 4, 8, 16, 32
 """Why a connection is not read from: the house is busy; its CONNECT is being judged; too much of it is unacknowledged;
-it does not read its own answers; too many of its SUBSCRIBEs wait."""
+it does not read its own answers; too many of its SUBSCRIBEs wait; what one read has brought is not all taken yet."""
+
+SLICE = 32_768
+"""Bytes of one connection that are taken in one turn, so that a flood of tiny packets does not hold up the others."""
+
+MOST_EARLY = 1_048_576
+"""Bytes that may come although reading is paused: little more than one read."""
 
 MOST_UNREAD_ANSWERS = 1_024
 MOST_QUESTIONS = 8
@@ -117,10 +123,15 @@ class Connection(asyncio.Protocol):
         if self.ended:
             return
         self.heard = True
-        self.broker.counters.bytes_in += len(data)
-        if self._held & ADMISSION:
+        if self._held & (ADMISSION | SLICES):
             self._wait(data)
             return
+        if len(data) > SLICE:
+            self._early = data[SLICE:]
+            data = data[:SLICE]
+            self.hold(SLICES)
+            self.broker.loop.call_soon(self._next_slice)
+        self.broker.counters.bytes_in += len(data)
         try:
             packets = self._decoder.feed(data)
         except MalformedPacket as error:
@@ -131,11 +142,24 @@ class Connection(asyncio.Protocol):
         self._take(packets)
 
     def _wait(self, data: bytes) -> None:
-        """More has come while the CONNECT is judged, although reading is paused: little, or it is an attack."""
-        if len(self._early) + len(data) > self.broker.limits.max_packet:
-            self.end(Reason.PACKET_TOO_LARGE)
+        """More has come although reading is paused: little, or the transport does not keep its word."""
+        if len(self._early) + len(data) > MOST_EARLY:
+            self.end(Reason.QUOTA_EXCEEDED)
             return
         self._early += data
+
+    def _next_slice(self) -> None:
+        self._held &= ~SLICES
+        if self._held & ADMISSION:
+            return  # what is left waits for the password check
+        early, self._early = self._early, b""
+        self.data_received(early)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read again if nothing speaks against it."""
+        if not self._held and not self.ended and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         """The client does not take what it is sent: from here on messages queue."""
@@ -363,8 +387,7 @@ class Connection(asyncio.Protocol):
         self._held &= ~ADMISSION
         early, self._early = self._early, b""
         self.data_received(early)
-        if not self._held and not self.ended and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._read_on()
 
     def reject(self, reason: int, level: int, text: str | None = None) -> None:
         """CONNACK with a refusal, and close [MQTT-3.2.2-7]."""
@@ -453,9 +476,9 @@ class Connection(asyncio.Protocol):
         if not self._held & why:
             return
         self._held &= ~why
-        if not self._held and not self.ended and not self.transport.is_closing():
+        if not self._held:
             self.heard = True
-            self.transport.resume_reading()
+            self._read_on()
 
     @property
     def patient(self) -> bool:

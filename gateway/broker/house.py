@@ -55,7 +55,7 @@ class Limits:
     topic_aliases: int = 32
     retained_messages: int = 10_000
     retained_bytes: int = 64 * 1024 * 1024
-    routes: int = 500_000
+    routes: int = 20_000
     """Topics whose subscribers are remembered; when full the table begins anew."""
 
 

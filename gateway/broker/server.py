@@ -113,6 +113,7 @@ class Broker:
         self.counters = Counters()
         self.sessions: dict[tuple[str, str], Session] = {}
         self.subscriptions = Subscriptions(limits.routes)
+        self._renew = self.renew
         self.retained = Retained(limits.retained_messages, limits.retained_bytes)
         self.batch: list[Publish] = []
         self.throttled: set[Connection] = set()
@@ -280,7 +281,11 @@ class Broker:
 
     def route(self, topic: str, *, retain: bool = False) -> Route:
         """A topic made ready for `send`. `retain` is what retain-as-published subscribers see."""
-        return self.subscriptions.route(topic, retain, self.renew)
+        return self.subscriptions.route(topic, retain, self._renew)
+
+    def wants(self, head: str) -> bool:
+        """Whether any subscription could match a topic that begins with `head`: whole levels and a slash."""
+        return self.subscriptions.below(head)
 
     def renew(self, route: Route) -> bool:
         """Bring a route up to date with rights and subscriptions; whether anybody would get a message on it."""
@@ -325,7 +330,7 @@ class Broker:
             kept = Kept(publish.payload, publish.qos, passed_on, expires)
             if not self.retained.keep(publish.topic, kept):
                 return False
-        route = self.subscriptions.route(publish.topic, publish.retain, self.renew)
+        route = self.subscriptions.route(publish.topic, publish.retain, self._renew)
         self._spread(route, publish.payload, publish.qos, properties, publish.origin)
         return True
 

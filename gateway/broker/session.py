@@ -415,7 +415,9 @@ class Session:
     def _with_text(self, packet: Puback | Pubrec, text: str | None) -> bytes:
         """A reason string only for who has not declined it, and only where it fits [MQTT-3.1.2-29, MQTT-3.4.2-2]."""
         if text and self.problem_information:
-            packet.properties = {Property.REASON_STRING: text[:1_000]}
+            # MQTT strings have neither U+0000 nor lone surrogates, which a quoted payload may have [MQTT-1.5.4-1..2].
+            text = text[:1_000].replace("\0", "?").encode(errors="replace").decode()
+            packet.properties = {Property.REASON_STRING: text}
             data = encode(packet, self.level)
             if len(data) <= self.max_packet:
                 return data

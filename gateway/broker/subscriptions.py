@@ -16,6 +16,10 @@ NEVER = -1
 """A generation that no table ever has."""
 
 
+MOST_AUDIENCES = 10_000
+"""Different sets of subscribers that are remembered."""
+
+
 class Entry:
     """One session's subscription to one filter, with its options (MQTT 5 section 3.8.3.1). `identifier` 0 = none."""
 
@@ -93,9 +97,28 @@ class Subscriptions:
         self._routes: dict[tuple[str, bool], Route] = {}
         self._most_routes = most_routes
         self._forgotten = False
+        self._audiences: dict[tuple[Entry, ...], tuple[Group, ...]] = {}
+        self._audiences_of = NEVER
+        self._heads: dict[str, bool] = {}
+
+    def below(self, head: str) -> bool:
+        """Whether any filter could match a topic that begins with `head` (whole levels and a slash)."""
+        known = self._heads.get(head)
+        if known is None:
+            known = self._heads[head] = any(topic.startswith(head) for topic in self._exact) or self._branches(head)
+        return known
+
+    def _branches(self, head: str) -> bool:
+        nodes = [self._tree]
+        for level in head.rstrip("/").split("/"):
+            if any("#" in node.children for node in nodes):
+                return True
+            nodes = [node.children[one] for node in nodes for one in (level, "+") if one in node.children]
+        return any(node.children for node in nodes)
 
     def add(self, entry: Entry) -> None:
         """Add, or replace the session's entry for the same filter."""
+        self._heads.clear()
         topic_filter = entry.topic_filter
         if not is_wildcard(topic_filter):
             self._exact.setdefault(topic_filter, {})[entry.session] = entry
@@ -112,6 +135,7 @@ class Subscriptions:
 
     def remove(self, session: Session, topic_filter: str) -> None:
         """Remove a session's entry, which must be there, and every branch that is empty then."""
+        self._heads.clear()
         if not is_wildcard(topic_filter):
             entries = self._exact[topic_filter]
             del entries[session]
@@ -192,30 +216,48 @@ class Subscriptions:
 
     def groups(self, topic: str, may_receive: Callable[[str, str], bool]) -> tuple[Group, ...]:
         """The subscribers of a topic who may receive it: each session once, with its highest QoS and all its identifiers."""
-        by_session: dict[Session, list[Entry]] = {}
         rights: dict[str, bool] = {}
+        heard: list[Entry] = []
         for entry in self.match(topic):
-            session = entry.session
-            may = rights.get(session.client)
+            client = entry.session.client
+            may = rights.get(client)
             if may is None:
-                may = rights[session.client] = may_receive(session.client, topic)
+                may = rights[client] = may_receive(client, topic)
             if may:
-                by_session.setdefault(session, []).append(entry)
-        groups: dict[tuple[int, int, bool, bool, bytes], Group] = {}
-        for session, entries in by_session.items():
-            identifiers = [entry.identifier for entry in entries if entry.identifier]
-            key = (
-                session.level,
-                max(entry.qos for entry in entries),
-                all(entry.no_local for entry in entries),
-                any(entry.retain_as_published for entry in entries),
-                identifier_properties(identifiers),
-            )
-            group = groups.get(key)
-            if group is None:
-                group = groups[key] = Group(*key)
-            group.members.append(session)
-        return tuple(groups.values())
+                heard.append(entry)
+        if not heard:
+            return ()
+        # Most topics have the same few audiences: their groups are made once and shared. An entry never changes.
+        audience = tuple(heard)
+        audiences = self._audiences
+        if self._audiences_of != self.generation or len(audiences) >= MOST_AUDIENCES:
+            audiences.clear()
+            self._audiences_of = self.generation
+        groups = audiences.get(audience)
+        if groups is None:
+            groups = audiences[audience] = _grouped(audience)
+        return groups
+
+
+def _grouped(audience: tuple[Entry, ...]) -> tuple[Group, ...]:
+    """Each session once, with those that get the same bytes."""
+    by_session: dict[Session, list[Entry]] = {}
+    for entry in audience:
+        by_session.setdefault(entry.session, []).append(entry)
+    groups: dict[tuple[int, int, bool, bool, bytes], Group] = {}
+    for session, entries in by_session.items():
+        key = (
+            session.level,
+            max(entry.qos for entry in entries),
+            all(entry.no_local for entry in entries),
+            any(entry.retain_as_published for entry in entries),
+            identifier_properties([entry.identifier for entry in entries if entry.identifier]),
+        )
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = Group(*key)
+        group.members.append(session)
+    return tuple(groups.values())
 
 
 def is_wildcard(topic_filter: str) -> bool:

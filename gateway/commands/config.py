@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import settings as room
-from gateway.catalogue import CatalogueError
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.terminal import environment, out, write_json, write_note
 
@@ -57,11 +56,8 @@ def check(given: Path | None, *, json: bool) -> None:
         problems = [_Finding(each.place, each.reason, each.suggestion) for each in error.problems]
     else:
         warnings = room.warnings(settings)
-        try:
-            _check_schemas(settings)
-        except CatalogueError as error:
-            sentence = str(error)
-            problems = [_Finding("schemas", str(error), None)]
+        sentence = _schemas_problem(settings) or ""
+        problems = [_Finding("schemas", sentence, None)] if sentence else []
     if json:
         write_json(
             {
@@ -82,13 +78,18 @@ def check(given: Path | None, *, json: bool) -> None:
         out.print(f"{source or 'the defaults (no settings file)'}: can be used", markup=False)
 
 
-def _check_schemas(settings: Settings) -> None:
-    from gateway.catalogue import Catalogue  # noqa: PLC0415 - compiling validators is slow, and only this needs it
+def _schemas_problem(settings: Settings) -> str | None:
+    """What is wrong with the schemas that the settings name."""
+    from gateway.catalogue import Catalogue, CatalogueError  # noqa: PLC0415 - slow to import, and only this needs it
     from gateway.data import folder  # noqa: PLC0415 - as above
 
-    catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
-    for namespace in settings.namespace:
-        catalogue.get(namespace.schema_name)
+    try:
+        catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
+        for namespace in settings.namespace:
+            catalogue.get(namespace.schema_name)
+    except CatalogueError as error:
+        return str(error)
+    return None
 
 
 def show(given: Path | None, *, json: bool) -> None:

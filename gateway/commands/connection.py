@@ -9,7 +9,7 @@ import socket
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -17,7 +17,6 @@ import orjson
 from aiomqtt.client import ProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gateway.commands.outcome import CommandError, Exit, exit_of_code, exit_of_reason
@@ -127,14 +126,31 @@ class Mqtt(aiomqtt.Client):
 
     verdict = Verdict(0, "", None)
 
-    def _on_publish(
-        self, client: paho.Client, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
-    ) -> None:
+    def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
         text = str(getattr(properties, "ReasonString", "") or "")
         head, _, rest = text.partition(" ")
         coded = head.isdecimal() and len(head) == 3
         self.verdict = Verdict(reason_code.value, text, int(head) if coded and rest else None)
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    async def __aenter__(self) -> Self:
+        """Connect. Who is cancelled meanwhile leaves no socket behind, as aiomqtt would."""
+        try:
+            return await super().__aenter__()
+        except asyncio.CancelledError:
+            self.lose()
+            raise
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: Any,
+        flags: Any,
+        reason_code: Any,
+        properties: Any = None,
+    ) -> None:
+        if not self._connected.cancelled():
+            super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def lose(self) -> None:
         """Break the connection as a dead battery does: no DISCONNECT."""
@@ -162,17 +178,25 @@ def mqtt(target: Target, *, timeout: float, will: aiomqtt.Will | None = None, ke
     )
 
 
-def user_property(*pairs: tuple[str, str]) -> Properties:
+def publish_properties() -> Any:
+    """Empty PUBLISH properties; members are set by their names in MQTT 5."""
+    # paho has no types for this one.
+    make: Any = Properties
+    return make(PacketTypes.PUBLISH)
+
+
+def user_property(*pairs: tuple[str, str]) -> Any:
     """PUBLISH properties with these user properties."""
-    properties = Properties(PacketTypes.PUBLISH)
+    properties = publish_properties()
     properties.UserProperty = list(pairs)
     return properties
 
 
 def refused_connection(target: Target, error: aiomqtt.MqttError) -> CommandError:
     """The sentence for a connection that did not come about."""
-    if isinstance(error, aiomqtt.MqttCodeError) and isinstance(error.rc, ReasonCode):
-        code = exit_of_reason(error.rc.value)
+    reason = getattr(error.rc, "value", None) if isinstance(error, aiomqtt.MqttCodeError) else None
+    if reason is not None:
+        code = exit_of_reason(reason)
         if code == Exit.NOT_ALLOWED:
             if target.name is None:
                 return CommandError(
@@ -185,7 +209,7 @@ def refused_connection(target: Target, error: aiomqtt.MqttError) -> CommandError
                 f"{target.where} does not admit {target.name!r} with this password: "
                 f"`ctxt client ls` lists who may connect, `ctxt client passwd {target.name}` gives another password",
             )
-        return CommandError(code, f"{target.where} refuses the connection: {error.rc}")
+        return CommandError(code, f"{target.where} refuses the connection: {error}")
     return CommandError(
         Exit.NO_CONNECTION,
         f"cannot connect to {target.where} ({_plainly(error)}): is the gateway running? start it with `ctxt run`",
@@ -254,7 +278,7 @@ class Connection:
         except aiomqtt.MqttError as error:
             raise self._failed(error) from error
         for topic_filter, answer in zip(filters, answers, strict=False):
-            reason = answer.value if isinstance(answer, ReasonCode) else answer
+            reason: int = getattr(answer, "value", answer)
             if reason >= 0x80:
                 raise CommandError(
                     exit_of_reason(reason),
@@ -285,7 +309,7 @@ class Connection:
             self._listens = True
         number = ulid()
         key = number.encode()
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = publish_properties()
         properties.ResponseTopic = self.target.topic(self._inbox)
         properties.CorrelationData = key
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -311,7 +335,7 @@ class Connection:
         """Send a report at QoS 1 and wait for its PUBACK. Raises CommandError where none comes."""
         return await self._publish(f"report/{self.target.client}/{topic}", payload, user_property(("id", ulid())))
 
-    async def _publish(self, topic: str, payload: bytes, properties: Properties) -> Verdict:
+    async def _publish(self, topic: str, payload: bytes, properties: Any) -> Verdict:
         async with self._lock:
             try:
                 await self.client.publish(self.target.topic(topic), payload, qos=1, properties=properties)

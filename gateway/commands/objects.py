@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.syntax import Syntax
 from rich.text import Text
 
 from gateway.commands.connection import Connection, Target, connected
@@ -20,9 +19,9 @@ from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.scopes import Scope, address, report_of, url_of
 from gateway.commands.terminal import (
     age,
-    is_terminal,
     out,
     printable,
+    show_json,
     show_table,
     status_text,
     table,
@@ -202,19 +201,11 @@ async def get(target: Target, url: str, *, patience: float, data: bool, json: bo
     if snapshot.get("deleted"):
         raise CommandError(Exit.NOT_FOUND, f"{place.url}: the object was deleted")
     if data:
-        _show_json(snapshot["data"], compact=json)
+        show_json(snapshot["data"], compact=json)
     elif json:
         write_json(snapshot)
     else:
         _show_snapshot(snapshot)
-
-
-def _show_json(value: Any, *, compact: bool) -> None:
-    if compact or not is_terminal():
-        write_json(value, pretty=not compact)
-        return
-    text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    out.print(Syntax(text, "json", background_color="default", word_wrap=True), soft_wrap=False)
 
 
 def _show_snapshot(snapshot: dict[str, Any]) -> None:
@@ -235,7 +226,7 @@ def _show_snapshot(snapshot: dict[str, Any]) -> None:
             facts[key] = Text(printable(", ".join(snapshot[key])))
     for key, value in facts.items():
         out.print(Text.assemble((f"  {key:<12}", "dim"), value))
-    _show_json(snapshot["data"], compact=False)
+    show_json(snapshot["data"])
 
 
 def schema_name(url: str | None) -> str:

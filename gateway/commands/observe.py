@@ -269,6 +269,7 @@ class Follower:
 
     async def once(self) -> list[Copy]:
         """What there is now, complete. Raises CommandError."""
+        tell, self.tell = self.tell, lambda _change: None
         async with connected(self._target, self._patience) as connection:
             if self._target.name is None:
                 for scope in self._scopes:
@@ -279,6 +280,7 @@ class Follower:
         for scope in self._scopes:
             if scope.single is not None and self.replica.get(scope.single.topic) is None:
                 raise CommandError(Exit.NOT_FOUND, f"{scope.prefix}: the object does not exist, or may not be read")
+        self.tell = tell
         return self.copies
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.syntax import Syntax
 from rich.text import Text
 
 from gateway.catalogue import Catalogue, CatalogueError, UnknownSchema, check_file
 from gateway.commands import config
 from gateway.commands.outcome import CommandError, Exit
-from gateway.commands.terminal import is_terminal, out, printable, show_table, table, write_json
+from gateway.commands.terminal import out, printable, show_json, show_table, table, write_json
 from gateway.data import folder
 
 if TYPE_CHECKING:
@@ -62,13 +61,7 @@ def show(given: Path | None, name: str, *, json: bool) -> None:
         schema = _catalogue(given).get(name)
     except UnknownSchema as error:
         raise CommandError(Exit.NOT_FOUND, str(error)) from error
-    if json or not is_terminal():
-        write_json(schema.document, pretty=not json)
-        return
-    import orjson  # noqa: PLC0415 - only for people on a terminal
-
-    text = orjson.dumps(schema.document, option=orjson.OPT_INDENT_2).decode()
-    out.print(Syntax(text, "json", background_color="default", word_wrap=True), soft_wrap=False)
+    show_json(schema.document, compact=json)
 
 
 def check(given: Path | None, files: Sequence[Path], *, json: bool) -> None:

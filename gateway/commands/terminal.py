@@ -40,6 +40,17 @@ def write_json(value: Any, *, pretty: bool = False) -> None:
     sys.stdout.buffer.flush()
 
 
+def show_json(value: Any, *, compact: bool = False) -> None:
+    """A JSON value on standard output: one line, or indented, and coloured for people on a terminal."""
+    if compact or not is_terminal():
+        write_json(value, pretty=not compact)
+        return
+    from rich.syntax import Syntax  # noqa: PLC0415 - slow to import, and only for people
+
+    text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    out.print(Syntax(text, "json", background_color="default", word_wrap=True), soft_wrap=False)
+
+
 def write_error(sentence: str) -> None:
     """An error's sentence on standard error."""
     err.print(Text.assemble(("error: ", "bold red"), printable(sentence)))

@@ -52,6 +52,9 @@ class Link(Protocol):
     def route(self, topic: str, *, retain: bool) -> Route:
         """Prepare a topic (with its prefix). Retained messages are kept by a broker outside; inside, `Receiver.retained` makes them."""
 
+    def wants(self, head: str) -> bool:
+        """Whether anybody could want a topic that begins with `head` (whole levels and a slash); cheap, and asked first."""
+
     def send(self, route: Route, payload: bytes, qos: int) -> None:
         """Publish on a prepared topic."""
 

@@ -67,6 +67,7 @@ class LocalLink:
         self.acknowledge = self.broker.acknowledge
         self.send = self.broker.send
         self.route = self.broker.route
+        self.wants = self.broker.wants
         self.pause = self.broker.pause
         self.resume = self.broker.resume
 
@@ -144,4 +145,3 @@ class LocalLink:
     receive: Callable[[list[Publish]], None]
     retained: Callable[[str], Iterator[tuple[str, bytes, int]]]
     settled: Callable[[Callable[[], None]], None]
-

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.broker.connection import BACKLOG
 from gateway.wire.packets import (
+    Connack,
+    Connect,
     Disconnect,
     Pingreq,
     Pingresp,
@@ -89,9 +92,9 @@ def test_an_acknowledgement_comes_when_the_house_gives_it_with_reason_and_text()
             await until(lambda: len(house.got) == 6)
             assert await five.silent()
             for publish in house.got:
-                broker.acknowledge(publish, Reason.PAYLOAD_FORMAT_INVALID, "422 /values: no")
+                broker.acknowledge(publish, Reason.PAYLOAD_FORMAT_INVALID, "422 /val\ud800ues:\0 no")
                 broker.acknowledge(publish)
-            text: Properties = {Property.REASON_STRING: "422 /values: no"}
+            text: Properties = {Property.REASON_STRING: "422 /val?ues:? no"}
             assert await five.expect(Puback) == Puback(1, Reason.PAYLOAD_FORMAT_INVALID, text)
             assert await five.expect(Pubrec) == Pubrec(2, Reason.PAYLOAD_FORMAT_INVALID, text)
             assert await three.expect(Puback) == Puback(1)
@@ -266,6 +269,38 @@ def test_a_retained_report_reaches_the_house_as_retained_and_is_not_kept_here() 
             await client.expect(Puback)
             assert house.got[0].retain
             assert len(broker.retained) == 0
+
+    run(go)
+
+
+def test_a_flood_of_tiny_packets_holds_nobody_up() -> None:
+    async def go() -> None:
+        async with running() as (_, broker, port):
+            flood = await RawClient.connect(port, "mallory")
+            other = await RawClient.connect(port, "alice")
+            flood.send(b"\xc0\x00" * 200_000)
+            await until(lambda: broker.counters.bytes_in > 10_000)
+            other.send(Pingreq())
+            await other.expect(Pingresp)
+            assert broker.counters.bytes_in < 400_000
+            count = 0
+            while count < 400_000:
+                count += len(await flood.reader.read(65_536))
+            assert count == 400_000, "and every one is answered"
+
+    run(go)
+
+
+def test_packets_are_taken_in_order_however_many_come_at_once() -> None:
+    async def go() -> None:
+        async with running(receive_maximum=60_000) as (house, _, port):
+            client = await RawClient.open(port)
+            connect = Connect("c", username="alice", password=b"a")
+            client.send(connect, *(Publish("report/alice/x", b"%d" % i, 1, packet_id=i) for i in range(1, 20_001)))
+            await client.expect(Connack)
+            for i in range(1, 20_001):
+                assert await client.expect(Puback) == Puback(i)
+            assert [int(publish.payload) for publish in house.got] == list(range(1, 20_001))
 
     run(go)
 
@@ -855,19 +890,20 @@ def test_who_never_reads_its_acknowledgements_is_not_read_from() -> None:
         async with running(write_bytes=20_000) as (_, broker, port):
             flood = await RawClient.connect(port, "alice", buffer=4_096)
             flood.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            connection = broker.sessions["alice", "alice-1"].connection
+            assert connection is not None
             sent = 0
-            for _ in range(25):
-                flood.send(b"\xc0\x00" * 50_000)
-                sent += 100_000
-                await asyncio.sleep(0)
-            await asyncio.sleep(0.2)
+            while connection._held != BACKLOG:
+                assert sent < 50_000_000
+                if flood.writer.transport.get_write_buffer_size() < 1_000_000:
+                    flood.send(b"\xc0\x00" * 50_000)
+                    sent += 100_000
+                await asyncio.sleep(0.001)
+            flood.send(b"\xc0\x00" * 50_000)
             seen = broker.counters.bytes_in
-            assert seen < sent
-            session = broker.sessions["alice", "alice-1"]
-            assert session.connection is not None
-            assert len(session.connection.out) < 200_000
             await asyncio.sleep(0.1)
             assert broker.counters.bytes_in == seen
+            assert len(connection.out) < 200_000
             flood.drop()
 
     run(go)
