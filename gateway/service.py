@@ -154,8 +154,8 @@ class Service:
         """Finish what has been taken in, say good-bye, close link and store. Raises StoreError when the last write fails."""
         if self._ticker is not None:
             self._ticker.cancel()
-        while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():
-            await asyncio.sleep(0.005)  # noqa: ASYNC110  # once in a life: an event would be one more state to keep
+        while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():  # noqa: ASYNC110  # once in a life
+            await asyncio.sleep(0.005)
         if not self._has_failed():
             payload = self._announcement("offline")
             self._link.publish(self._announce_topic, payload, qos=1, retain=True)

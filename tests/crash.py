@@ -500,15 +500,18 @@ def wait_for_commit(state_dir: Path, more: float) -> None:
     Between a commit and what it lets out lie microseconds, and a blind kill hardly ever meets them. What is watched is the
     header of the WAL index, which SQLite writes last: iChange to mxFrame, bytes 8 to 20 (sqlite.org/walformat.html).
     """
-    with contextlib.suppress(OSError, ValueError), (state_dir / "state.db-shm").open("rb") as file:
-        with mmap.mmap(file.fileno(), 64, access=mmap.ACCESS_READ) as header:
-            before = header[8:20]
-            end = time.perf_counter() + 0.05
-            while header[8:20] == before and time.perf_counter() < end:
-                pass
-            end = time.perf_counter() + more
-            while time.perf_counter() < end:
-                pass
+    with (
+        contextlib.suppress(OSError, ValueError),
+        (state_dir / "state.db-shm").open("rb") as file,
+        mmap.mmap(file.fileno(), 64, access=mmap.ACCESS_READ) as header,
+    ):
+        before = header[8:20]
+        end = time.perf_counter() + 0.05
+        while header[8:20] == before and time.perf_counter() < end:
+            pass
+        end = time.perf_counter() + more
+        while time.perf_counter() < end:
+            pass
 
 
 async def _kill(target: Gateway, dice: random.Random, crowd: Crowd) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
 import uvloop
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -108,8 +108,9 @@ class Client:
         self.heard: list[tuple[str, bytes, int, bool]] = []
         self.reasons: dict[int, tuple[int, str]] = {}
         self.granted: dict[int, list[int]] = {}
+        self.name = name
         self._news = threading.Condition()
-        self.paho = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version)
+        self.paho = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion(version))
         if name is not None:
             self.paho.username_pw_set(name, PASSWORD)
         if will is not None:
@@ -153,6 +154,7 @@ class Client:
 
     def subscribe(self, *filters: str, qos: int = 1) -> list[int]:
         _, mid = self.paho.subscribe([(topic_filter, qos) for topic_filter in filters])
+        assert mid is not None
         self.wait(lambda: mid in self.granted)
         return self.granted[mid]
 
@@ -162,7 +164,7 @@ class Client:
         """Publish and wait for the acknowledgement: (reason code, reason string)."""
         properties = None
         if user is not None:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.UserProperty = user
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         info = self.paho.publish(topic, data, qos=qos, retain=retain, properties=properties)
@@ -172,21 +174,20 @@ class Client:
         return self.reasons.pop(info.mid)
 
     def report(self, url_path: str, payload: Any, **rest: Any) -> tuple[int, str]:
-        name = self.paho._username
-        assert name is not None
-        return self.publish(f"report/{name.decode()}/ctxt/home.local/{url_path}", payload, **rest)
+        name = self.name
+        return self.publish(f"report/{name}/ctxt/home.local/{url_path}", payload, **rest)
 
     def request(self, kind: str, body: dict[str, Any], request_id: str = "1") -> dict[str, Any]:
-        name = self.paho._username
-        assert name is not None
-        self.subscribe(f"inbox/{name.decode()}")
+        name = self.name
+        self.subscribe(f"inbox/{name}")
         before = len(self.heard)
-        self.publish(f"request/{name.decode()}", {"id": request_id, "type": kind, "body": body})
-        return self.wait(
+        self.publish(f"request/{name}", {"id": request_id, "type": kind, "body": body})
+        answer: dict[str, Any] = self.wait(
             lambda: next(
                 (m for m in self.messages(before) if m.get("id") == request_id and m.get("type") == "response"), None
             )
         )
+        return answer
 
     def messages(self, since: int = 0) -> list[dict[str, Any]]:
         return [json.loads(payload) for _, payload, _, _ in self.heard[since:] if payload]

@@ -508,6 +508,23 @@ def test_reports_from_standard_input_go_in_order_and_past_a_refused_one(house: G
     assert data_of(house, "sensor/lines") == {"values": {"b": {"value": 2}, "c": {"value": "x y"}, "d": {"value": 4}}}
 
 
+def test_ctrl_c_ends_a_reporter_that_waits_for_its_next_line(house: Gateway) -> None:
+    url = "ctxt://home.local/open/waits"
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "report", url, "--stdin"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ(**at(house)),
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write("t=1\n")
+        process.stdin.flush()
+        while ctxt("get", url, env=at(house)).returncode != 0:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == Exit.INTERRUPTED
+        assert process.stderr.read() == ""
+
+
 def test_a_line_that_is_no_report_stops_there(house: Gateway) -> None:
     result = ctxt("report", "ctxt://home.local/sensor/stops", "--stdin", env=at(house), text="a=1\nwhat\na=2\n")
     assert result.returncode == Exit.USAGE

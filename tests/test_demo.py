@@ -180,6 +180,7 @@ def test_ctxt_lists_and_observes_the_house(running: Shown) -> None:
         assert all(f"ctxt://home.local/{each}/" in result.stdout for each in demo.clients())
 
 
+@pytest.mark.slow
 def test_the_battery_sensor_goes_stale_and_wakes_and_the_lost_one_comes_back(running: Shown) -> None:
     running.wait_for(r"cellar/moisture  live → stale$")
     running.wait_for(r"garage/climate  live → disconnected$")

@@ -30,7 +30,7 @@ MAY_KNOW = {
     "acl": {"rights", "errors"},
     "store": {"errors", "objects", "redelivery", "catalogue"},
     "credentials": {"errors", "address"},
-    "settings": {"errors", "address", "topics", "data"},
+    "settings": {"errors", "address", "topics", "data", "rights"},
     "catalogue": {"errors", "data"},
 }
 """A room with I/O or libraries of its own, and the rooms it may know."""

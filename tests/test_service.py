@@ -334,9 +334,12 @@ def test_a_commit_that_fails_stops_the_gateway_and_shows_nothing(tmp_path: Path)
         gateway.call(lambda service: service._store._db.execute("PRAGMA query_only = ON"))
         sensor.paho.publish("report/sensor/" + TOPIC, json.dumps(warmer(2)), qos=1)
         deadline = time.monotonic() + 10
-        while not gateway.call(lambda service: service.failed.done()) and time.monotonic() < deadline:
+        while (
+            not gateway.call(lambda service: service.failed is not None and service.failed.done())
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
-        error = gateway.call(lambda service: service.failed.exception())
+        error = gateway.call(lambda service: service.failed and service.failed.exception())
         assert isinstance(error, StoreError)
         assert "cannot write" in str(error)
         time.sleep(0.3)

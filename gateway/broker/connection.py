@@ -302,6 +302,7 @@ class Connection(asyncio.Protocol):
                 return
             self.hold(ADMISSION)
             self.task = self.broker.loop.create_task(self.broker.admit(self, packet))
+            self.task.add_done_callback(_judged)
             return
         session = self.session
         if session is None:
@@ -378,9 +379,8 @@ class Connection(asyncio.Protocol):
 
     # ---- the end -------------------------------------------------------------------------------------------------------
 
-    def admitted(self, session: Session, keep_alive: float) -> None:
+    def admitted(self, keep_alive: float) -> None:
         """The client is known: read on, with what has come behind its CONNECT. `keep_alive` in seconds, 0 = none."""
-        self.session = session
         self.task = None
         self.keep_alive = keep_alive
         self.heard = True
@@ -484,6 +484,13 @@ class Connection(asyncio.Protocol):
     def patient(self) -> bool:
         """Whether silence is no fault of the client: we do not read from it."""
         return bool(self._held & ~BACKLOG)
+
+
+def _judged(task: asyncio.Task[None]) -> None:
+    """What goes wrong while a CONNECT is judged is told to the loop at once."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        raise error
 
 
 def _peer(transport: asyncio.Transport, listener: str) -> Peer:

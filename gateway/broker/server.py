@@ -435,7 +435,7 @@ class Broker:
                 return
             self._enter(connection, connect, client)
         finally:
-            if connection.session is None and not connection.ended:
+            if connection.task is not None and not connection.ended:
                 connection.end(Reason.UNSPECIFIED_ERROR)
 
     def _unacceptable(self, connect: Connect) -> int | None:
@@ -503,6 +503,7 @@ class Broker:
         else:
             session.window = limits.inflight
             session.expiry = 0.0 if connect.clean_start else float(limits.session_expiry)
+        connection.session = session
         session.connection = connection
         session.out = connection.out
         session.refresh()
@@ -510,10 +511,10 @@ class Broker:
         self.counters.connects += 1
         connack = Connack(session_present=present, properties=granted if level >= 5 else None)
         connection.put(encode(connack, level))
-        self.house.online(session)
         if present:
             session.resend()
-        connection.admitted(session, keep_alive * 1.5)
+        self.house.online(session)
+        connection.admitted(keep_alive * 1.5)
 
     def _make_room(self, client: str) -> None:
         """Where there are too many sessions, forget the one longest absent: of this client, if it is the one who has too many."""

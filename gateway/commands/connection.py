@@ -278,7 +278,8 @@ class Connection:
         except aiomqtt.MqttError as error:
             raise self._failed(error) from error
         for topic_filter, answer in zip(filters, answers, strict=False):
-            reason: int = getattr(answer, "value", answer)
+            code: Any = answer
+            reason: int = getattr(code, "value", code)
             if reason >= 0x80:
                 raise CommandError(
                     exit_of_reason(reason),

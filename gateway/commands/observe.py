@@ -297,15 +297,19 @@ async def observe(target: Target, targets: Sequence[str], *, patience: float, js
             show(line_of(change))
 
     def gateway(event: GatewayChanged) -> None:
+        # That a gateway is there is no news at first.
+        news = event.gateway in gateway_known or not event.online
+        gateway_known.add(event.gateway)
+        if not news:
+            return
         if json:
             write_json({"event": "gateway", "time": _now(), "gateway": event.gateway, "online": event.online})
         elif not event.online:
             write_note(f"gateway {event.gateway} is offline: the status of what it serves is unknown")
-        elif gateway_known:
+        else:
             write_note(f"gateway {event.gateway} is online")
-        gateway_known.append(event.gateway)
 
-    gateway_known: list[str] = []
+    gateway_known: set[str] = set()
     scopes = [Scope.parse(each) for each in targets]
     follower = Follower(target, scopes, patience, tell=tell, note=write_note, gateway=gateway)
     if once:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.commands.outcome import CommandError, Exit
+
 out = Console(highlight=False, soft_wrap=True)
 """Standard output. Nothing is cut or wrapped: what is printed may be piped."""
 
@@ -103,8 +105,11 @@ def age(seconds: float) -> str:
 
 
 def read_stdin() -> bytes:
-    """All of standard input, bounded to what no report exceeds."""
-    return sys.stdin.buffer.read(1 << 20)
+    """All of standard input, up to a megabyte. Raises CommandError (130) for Ctrl-C."""
+    try:
+        return sys.stdin.buffer.read(1 << 20)
+    except KeyboardInterrupt:
+        raise CommandError(Exit.INTERRUPTED, "interrupted") from None
 
 
 def environment() -> dict[str, str]:

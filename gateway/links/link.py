@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -10,12 +10,8 @@ if TYPE_CHECKING:
     from gateway.wire.packets import Properties, Publish
 
 
-class Route(Protocol):
-    """A topic made ready for sending to it often."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody would get a message on it now; a link that cannot know says True."""
+Route = Any
+"""A topic made ready for sending to it often: the link's own. `route.wanted` says whether anybody would get a message now."""
 
 
 class Receiver(Protocol):
@@ -60,7 +56,7 @@ class Link(Protocol):
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int, retain: bool = False, properties: Properties | None = None
-    ) -> None:
+    ) -> object:
         """Publish once on any topic."""
 
     def acknowledge(self, publish: Publish, reason: int = 0, text: str | None = None) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import shutil
+import ssl
+import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +29,12 @@ from gateway.wire.packets import (
     Will,
 )
 from tests.broker.world import PROTOCOL_ERROR, RawClient, TableHouse, close_all, run, running, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.broker.house import Peer
+    from gateway.broker.session import Session
 
 CONNECT_5 = encode(Connect("x", username="alice", password=b"a"), 5)
 
@@ -542,5 +551,78 @@ def test_a_subscribe_in_3_1_1_with_a_bad_filter_fails_alone() -> None:
             assert await client.subscribe("open/a#", "open/ok", "$share/g/open/x", "secret/x") == [0x80, 0, 0x80, 0x80]
             client.send(Subscribe(5, [Subscription("open/+/x", 2)]))
             await client.next()
+
+    run(go)
+
+
+def test_a_client_that_the_house_turns_away_when_it_comes_online_leaves_nothing_behind() -> None:
+    class Strict(TableHouse):
+        def online(self, session: Session) -> None:
+            super().online(session)
+            self.broker.disconnect(session.client, Reason.ADMINISTRATIVE_ACTION)
+
+    async def go() -> None:
+        async with running(Strict()) as (house, broker, port):
+            client = await RawClient.connect(port, "alice")
+            assert await client.ended() == Reason.ADMINISTRATIVE_ACTION
+            assert not broker.sessions
+            assert not broker.clients()
+            assert [event[0] for event in house.events] == ["online", "offline"]
+
+    run(go)
+
+
+def test_tls_clients_are_known_by_the_name_in_their_certificate(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is missing: apt install openssl")
+    for name in ("127.0.0.1", "alice"):
+        subprocess.run(
+            [
+                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"),
+                *("-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.crt"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+    async def go() -> None:
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "alice.crt")
+        server.load_cert_chain(tmp_path / "127.0.0.1.crt", tmp_path / "127.0.0.1.key")
+        server.verify_mode = ssl.CERT_REQUIRED
+        client = ssl.create_default_context(cafile=tmp_path / "127.0.0.1.crt")
+        client.load_cert_chain(tmp_path / "alice.crt", tmp_path / "alice.key")
+        async with running() as (house, broker, _):
+            _, port = await broker.listen("127.0.0.1", 0, name="tls", tls=server)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
+            raw = RawClient(reader, writer, 5)
+            raw.send(Connect("t", username="alice", password=b"a"))
+            await raw.expect(Connack)
+            raw.send(Publish("report/alice/x", b"x" * 200_000, 1, packet_id=1))
+            assert await raw.expect(Puback) == Puback(1)
+            assert (house.peers[0].tls_name, house.peers[0].listener) == ("alice", "tls")
+            raw.send(b"\x00\x00")
+            assert await raw.ended() is not None
+            writer.close()
+
+    run(go)
+
+
+def test_a_house_that_fails_while_it_judges_leaves_no_connection_hanging() -> None:
+    class Broken(TableHouse):
+        async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | None:
+            raise RuntimeError("the password file is gone")
+
+    async def go() -> None:
+        accidents: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: accidents.append(context["exception"]))
+        async with running(Broken()) as (_, broker, port):
+            client = await RawClient.open(port)
+            client.send(CONNECT_5)
+            assert await client.ended() is None
+            await until(lambda: not broker.counters.connections)
+            await until(lambda: accidents, "and it is not hushed up")
+            assert str(accidents[0]) == "the password file is gone"
 
     run(go)
