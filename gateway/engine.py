@@ -395,7 +395,7 @@ class Engine:
             return Refused(422, url, f"the result breaks the schema {schema.name}")
         problems = schema.problems(data, limit=1)
         first = problems[0]
-        return Refused(422, url, f"{first.place}: {first.text} (schema {schema.name})", first.place)
+        return Refused(422, url, f"{first.place or 'the data'}: {first.text} (schema {schema.name})", first.place)
 
     def _keep_newer(
         self, timed: Iterable[TimedMembers], old: dict[str, Any], new: dict[str, Any], change: Any, now: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -747,3 +748,17 @@ def test_the_log_is_json_where_the_settings_say_so(tmp_path: Path) -> None:
     assert any(line["level"] == "warning" and "broker.anonymous" in line["message"] for line in lines)
     assert lines[-1]["message"] == "stopped"
     assert all(re.fullmatch(r"\d{4}-.*\.\d{3}Z", line["time"]) for line in lines)
+
+
+def test_a_gateway_that_cannot_store_says_so_and_exits_with_74(tmp_path: Path) -> None:
+    with gateway(tmp_path, clients={"sensor": PASSWORD}) as house:
+        assert report(house, "sensor/x", "t=1") == 0
+        # As on a full disk: the kernel refuses every write beyond what the files have now.
+        resource.prlimit(house.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+        assert report(house, "sensor/x", f"t={'x' * 4000}") == Exit.NO_CONNECTION
+        assert house.process is not None
+        assert house.process.wait(20) == Exit.IO
+        assert "error: the gateway cannot go on: " in house.errors()
+        assert "Traceback" not in house.errors()
+        house.start()
+        assert data_of(house, "sensor/x") == {"values": {"t": {"value": 1}}}

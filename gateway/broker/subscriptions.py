@@ -16,8 +16,8 @@ NEVER = -1
 """A generation that no table ever has."""
 
 
-MOST_AUDIENCES = 10_000
-"""Different sets of subscribers that are remembered."""
+MOST_LISTED = 100_000
+"""Subscribers in all the different audiences that are remembered."""
 
 
 class Entry:
@@ -99,6 +99,7 @@ class Subscriptions:
         self._forgotten = False
         self._audiences: dict[tuple[Entry, ...], tuple[Group, ...]] = {}
         self._audiences_of = NEVER
+        self._listed = 0
         self._heads: dict[str, bool] = {}
 
     def below(self, head: str) -> bool:
@@ -230,12 +231,14 @@ class Subscriptions:
         # Most topics have the same few audiences: their groups are made once and shared. An entry never changes.
         audience = tuple(heard)
         audiences = self._audiences
-        if self._audiences_of != self.generation or len(audiences) >= MOST_AUDIENCES:
+        if self._audiences_of != self.generation or self._listed > MOST_LISTED:
             audiences.clear()
             self._audiences_of = self.generation
+            self._listed = 0
         groups = audiences.get(audience)
         if groups is None:
             groups = audiences[audience] = _grouped(audience)
+            self._listed += len(audience)
         return groups
 
 

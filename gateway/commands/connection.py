@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     import paho.mqtt.client as paho
 
-DEFAULT = "mqtt://127.0.0.1:1883"
 ANONYMOUS = "anonymous"
 QUEUED = 200_000
 """Messages that may wait for us; what goes beyond is dropped, and the Observer rule heals it."""

@@ -19,6 +19,7 @@ from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.scopes import Scope, address, report_of, url_of
 from gateway.commands.terminal import (
     age,
+    fits,
     out,
     printable,
     show_json,
@@ -33,6 +34,8 @@ from gateway.messages import instant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
 MARKER = "gateway/+"
 """Retained by every gateway: it arrives behind the snapshots that were asked for before it."""
@@ -302,19 +305,30 @@ async def show_all(target: Target, wanted: Wanted, *, patience: float, json: boo
     if not listed:
         write_note("there is nothing that you may see here")
         return
+    made = _listing(listed, with_schema=True)
+    show_table(made if fits(made) else _listing(listed, with_schema=False))
+
+
+def _listing(listed: list[dict[str, Any]], *, with_schema: bool) -> Table:
+    """The table of a list; without the schema it fits a narrow terminal better."""
     now = time.time()
-    made = table("URL", "SCHEMA", "REPORTER", "VERSION", "STATUS", "AGE", right=("VERSION", "AGE"))
+    columns = ["URL", "SCHEMA", "REPORTER", "VERSION", "STATUS", "AGE"]
+    if not with_schema:
+        columns.remove("SCHEMA")
+    made = table(*columns, right=("VERSION", "AGE"))
     for entry in listed:
         modified = instant(entry.get("modified"))
-        made.add_row(
+        cells: list[str | Text] = [
             Text(printable(entry["url"])),
-            printable(schema_name(entry["schema"])),
-            printable(entry["reporter"]),
+            Text(printable(entry["reporter"])),
             f"{entry['version']:,}",
             status_text(entry["status"]),
             "" if modified is None else age(now - modified),
-        )
-    show_table(made)
+        ]
+        if with_schema:
+            cells.insert(1, Text(printable(schema_name(entry["schema"]))))
+        made.add_row(*cells)
+    return made
 
 
 async def discover(connection: Connection, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -113,9 +114,12 @@ async def _serve(settings: Settings) -> None:
     await asyncio.wait((waiting, service.failed), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     reason = service.failed.exception() if service.failed.done() and not service.failed.cancelled() else None
-    await _stop(service)
     if reason is not None:
+        # Closing fails for the same reason, most likely: the first one is told.
+        with suppress(CommandError):
+            await _stop(service)
         raise CommandError(Exit.IO, f"the gateway cannot go on: {reason}")
+    await _stop(service)
     _log.info("stopped")
 
 

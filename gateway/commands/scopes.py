@@ -97,11 +97,6 @@ def url_of(topic: str) -> str:
     return topic.replace("/", "://", 1)
 
 
-def is_about(topic_filter: str) -> str:
-    """The part of a filter that names no wildcard, for sentences."""
-    return topic_filter.removesuffix("/#") or topic_filter
-
-
 def report_of(assignments: Iterable[str]) -> dict[str, Any]:
     """The merge patch that `key=value` and `/pointer=value` spell. Raises CommandError (usage).
 

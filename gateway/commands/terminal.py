@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -79,6 +80,13 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
+
+
+def fits(made: Table) -> bool:
+    """Whether a table is no wider than the terminal; where nobody looks everything fits."""
+    if not is_terminal():
+        return True
+    return Measurement.get(out, out.options.update(max_width=4000), made).maximum <= out.width
 
 
 def show_table(made: Table) -> None:

@@ -41,7 +41,8 @@ CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT, AUTH = 8, 9, 10, 11, 12, 13, 14, 15
 
 TOPICS = 4_096
-"""Topic names that a decoder keeps as strings; when full the table begins anew."""
+LONGEST_TOPIC = 1_200
+"""Topic names that a decoder keeps as strings, and of how many bytes at most; when full the table begins anew."""
 
 _BYTE, _TWO, _FOUR, _VARIABLE, _BINARY, _STRING, _PAIR = range(7)
 
@@ -474,10 +475,11 @@ class Decoder:
         topic = _text(name)
         if name and not valid_name(topic):
             _bad("the topic has wildcards or too many levels", Reason.TOPIC_NAME_INVALID)
-        topics = self._topics
-        if len(topics) >= TOPICS:
-            topics.clear()
-        topics[name] = topic
+        if len(name) <= LONGEST_TOPIC:
+            topics = self._topics
+            if len(topics) >= TOPICS:
+                topics.clear()
+            topics[name] = topic
         return topic
 
     def _alias(self, topic: str, properties: Properties | None) -> tuple[str, Properties | None]:

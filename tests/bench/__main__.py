@@ -213,6 +213,8 @@ def objects(arguments: argparse.Namespace) -> dict[str, Any]:
         "deltas_per_second_few": thin,
         "cpu_us_per_report_spread": typical([each.broker_cpu for each in spread]) * 1e6,
         "cpu_us_per_report_few": typical([each.broker_cpu for each in narrow]) * 1e6,
+        "rates_of_rounds_spread": [round(each.rate) for each in spread],
+        "rates_of_rounds_few": [round(each.rate) for each in narrow],
         "creations_per_second": count / took,
         "stop_seconds": stopping,
         "objects": count,
