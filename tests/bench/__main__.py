@@ -152,7 +152,10 @@ def embedded(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def objects(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Many stored objects: what a start costs, what they weigh, and whether they slow reports down."""
+    """Many stored objects: what a start costs, what they weigh, and whether they slow reports down.
+
+    A round begins with one report on each object: the first touch after clients have connected is measured by itself.
+    """
     count, few, qos = arguments.count, 100, arguments.qos
     around = surroundings()
     with (
@@ -189,7 +192,10 @@ def objects(arguments: argparse.Namespace) -> dict[str, Any]:
         for turn in range(arguments.rounds):
             for label, stream, into in ((f"{count:,}", many, spread), (f"{few}", some, narrow)):
                 step(f"round {turn + 1}: spread over {label} objects")
-                into.append(one_round(target(), stream, seconds=arguments.seconds, window=arguments.window))
+                every = count if into is spread else few
+                into.append(
+                    one_round(target(), stream, seconds=arguments.seconds, window=arguments.window, first=every)
+                )
                 step.done()
         worked = usage(running.pid)
         time.sleep(3)
@@ -202,6 +208,7 @@ def objects(arguments: argparse.Namespace) -> dict[str, Any]:
     wide, thin = typical([each.rate for each in spread]), typical([each.rate for each in narrow])
     return {
         "ratio_of_rates": wide / thin,
+        "ratio_of_first_touch": typical([each.cold for each in spread]) / thin,
         "start_seconds": first,
         "start_seconds_after_kill": again,
         "rss_after_start_bytes": started.resident,
@@ -211,6 +218,7 @@ def objects(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu_at_rest_percent": rest * 100,
         "deltas_per_second_spread": wide,
         "deltas_per_second_few": thin,
+        "deltas_per_second_first_touch": typical([each.cold for each in spread]),
         "cpu_us_per_report_spread": typical([each.broker_cpu for each in spread]) * 1e6,
         "cpu_us_per_report_few": typical([each.broker_cpu for each in narrow]) * 1e6,
         "rates_of_rounds_spread": [round(each.rate) for each in spread],

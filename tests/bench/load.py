@@ -338,13 +338,17 @@ async def connect(wire: _W, port: int, client_id: str, user: str | None, passwor
 
 
 class Round(NamedTuple):
-    """What one round brought: messages and seconds; per message the load generator's own CPU and the broker's."""
+    """What one round brought: messages and seconds; per message the load generator's own CPU and the broker's.
+
+    `cold` is the rate of the messages before it, the first ones on these connections.
+    """
 
     messages: int
     seconds: float
     own_cpu: float
     broker_cpu: float
     times: list[float]
+    cold: float
 
     @property
     def rate(self) -> float:

@@ -109,7 +109,13 @@ async def pair(target: Target, stream: Stream, window: int) -> AsyncIterator[Pai
         observer.close()
 
 
-async def timed(pair: Pair, pid: int, seconds: float, *, one_at_a_time: bool) -> Round:
+async def warm(pair: Pair, count: int) -> float:
+    """Send so many messages, or for WARM_UP seconds: the rate. Raises LoadError."""
+    messages, took = await pair.publisher.run(seconds=0.0 if count else WARM_UP, count=count)
+    return messages / took
+
+
+async def timed(pair: Pair, pid: int, seconds: float, *, one_at_a_time: bool, cold: float) -> Round:
     """One measured span on a pair that is warm. Raises LoadError."""
     pair.observer.chunks.clear()
     before = pair.observer.received
@@ -120,7 +126,7 @@ async def timed(pair: Pair, pid: int, seconds: float, *, one_at_a_time: bool) ->
     frames = pair.observer.frames()
     if len(frames) != messages or pair.observer.received - before != messages:
         raise LoadError(f"{messages:,} messages were sent, {len(frames):,} arrived")
-    return Round(messages, took, own / messages, cpu / messages, sorted(pair.publisher.times or ()))
+    return Round(messages, took, own / messages, cpu / messages, sorted(pair.publisher.times or ()), cold)
 
 
 def one_round(
@@ -130,15 +136,16 @@ def one_round(
     seconds: float,
     window: int,
     versions: dict[str, tuple[int, int]] | None = None,
+    first: int = 0,
 ) -> Round:
-    """Connect, warm up, measure, check: a window of 1 is one at a time. Raises LoadError."""
+    """Connect, send `first` messages to warm up, measure, check: a window of 1 is one at a time. Raises LoadError."""
 
     async def run() -> Round:
         async with pair(target, stream, window) as both:
-            await both.publisher.run(seconds=WARM_UP)
+            cold = await warm(both, first)
             if versions is not None:
                 check_versions(both.observer.frames(), versions)
-            result = await timed(both, target.pid, seconds, one_at_a_time=window == 1)
+            result = await timed(both, target.pid, seconds, one_at_a_time=window == 1, cold=cold)
             if versions is not None:
                 check_versions(both.observer.frames(), versions)
             return result
@@ -164,10 +171,10 @@ def snapshot_round(
         await second.subscribe("snapshot/#")
         try:
             async with pair(target, stream, window) as both:
-                await both.publisher.run(seconds=WARM_UP)
+                cold = await warm(both, 0)
                 check_versions(both.observer.frames(), versions)
                 before = second.received
-                result = await timed(both, target.pid, seconds, one_at_a_time=False)
+                result = await timed(both, target.pid, seconds, one_at_a_time=False, cold=cold)
                 check_versions(both.observer.frames(), versions)
                 if second.error is not None:
                     raise second.error
