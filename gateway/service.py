@@ -9,7 +9,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from sys import intern
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import gateway
 from gateway import messages
@@ -73,6 +73,7 @@ class Door(NamedTuple):
 
 
 Pending = tuple[Publish, int, str | None]
+_T = TypeVar("_T")
 
 
 class Service:
@@ -105,7 +106,8 @@ class Service:
         self._announce_interval = announce_interval
         self._patterns = patterns or []
         self._ring_length = ring_length
-        objects = Objects(store.objects(catalogue))
+        loaded = store.load(catalogue, ring_length)
+        objects = Objects(loaded.objects)
         rights.objects = objects
         self.epoch = store.claim_epoch(number)
         self.engine = Engine(
@@ -115,11 +117,11 @@ class Service:
             limits,
             epoch=self.epoch,
             now=clock(),
-            floors=store.floors(),
-            ids=store.ids(),
-            next_row=store.next_row,
+            floors=loaded.floors,
+            ids=loaded.ids,
+            next_row=loaded.next_row,
         )
-        self._rings = store.rings(ring_length)
+        self._rings = loaded.rings
         self._doors: dict[str, Door] = {}
         self._busy = False
         self._waiting: list[Publish] = []
@@ -311,7 +313,7 @@ class Service:
             self._emit(effects, answers)
             return
         self.engine.seal(effects)
-        batch = Batch(effects.touched, effects.purged, effects.floors.items(), effects.ids, rings.items())
+        batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings)
         self._committed = True
         self.commits += 1
         if not self._off_loop:
@@ -492,21 +494,27 @@ class Service:
                 task.add_done_callback(self._checkpoint_done)
 
     async def _checkpoint(self) -> None:
-        """Flush to the disk in a thread. Commits go on beside it but for the last step, which waits for its turn."""
-        assert self._loop is not None
+        """Fold the journal and flush to the disk, in a thread. Between two slices, and beside the flush, commits go on."""
         self._committed = False
-        checkpointer = asyncio.to_thread(self._store.checkpoint)
-        await checkpointer
+        while await self._in_turn(self._store.fold):
+            pass
+        await asyncio.to_thread(self._store.checkpoint)
+        await self._in_turn(self._store.rewind)
+
+    async def _in_turn(self, act: Callable[[], _T]) -> _T:
+        """Do something with the store in its thread while nobody commits."""
+        assert self._loop is not None
         turn: asyncio.Future[None] = self._loop.create_future()
 
         def take() -> None:
             self._busy = True
-            if not turn.done():
-                turn.set_result(None)
+            turn.set_result(None)
 
         self.settled(take)
         await turn
-        await self._loop.run_in_executor(self._writer, self._store.rewind)
+        result = await self._loop.run_in_executor(self._writer, act)
+        self._idle()
+        return result
 
     def _checkpoint_done(self, task: asyncio.Task[None]) -> None:
         self._checkpointing = False
@@ -517,7 +525,6 @@ class Service:
         if error is not None:
             raise error
         self._checkpointed = self._clock()
-        self._idle()
 
 
 def _reason(code: int) -> int:

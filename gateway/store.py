@@ -1,6 +1,10 @@
 """What survives: objects, tombstones, version floors, redelivery rings and the epoch, in one SQLite file (WAL).
 
-One transaction per batch. `durability = "process"`: a commit is in the operating system's hands, so it survives `kill -9`; what
+One transaction per batch, and mostly one row: what a batch changed goes to the end of a journal, which costs one statement and
+one or two pages however many objects there are. Now and then the journal is folded into the tables, in slices, off the event
+loop (see service.py); a start folds what a kill has left.
+
+`durability = "process"`: a commit is in the operating system's hands, so it survives `kill -9`; what
 is younger than the last checkpoint may be lost in a power cut. `"power"`: every commit is flushed to the disk. Checkpoints flush
 in both, and are made in a thread of their own (see service.py).
 """
@@ -12,20 +16,22 @@ import fcntl
 import os
 import sqlite3
 import time
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple
+from itertools import islice
+from sys import intern
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
 from gateway.errors import CtxtError
-from gateway.objects import DataObject
+from gateway.objects import DataObject, compact
 from gateway.redelivery import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from gateway.catalogue import Catalogue
-    from gateway.redelivery import Ring as _Ring
 
 FILE = "state.db"
 LOCK = "lock"
@@ -47,9 +53,10 @@ CREATE TABLE objects (
 );
 CREATE TABLE floors (authority TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE rings (
-    client TEXT NOT NULL, session TEXT NOT NULL, chunk INTEGER NOT NULL, entries BLOB NOT NULL, used INTEGER NOT NULL,
-    PRIMARY KEY (client, session, chunk)
+    client TEXT NOT NULL, session TEXT NOT NULL, entries BLOB NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (client, session)
 ) WITHOUT ROWID;
+CREATE TABLE journal (number INTEGER PRIMARY KEY, entry BLOB NOT NULL);
 CREATE TABLE ids (number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, code INTEGER NOT NULL);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
@@ -59,6 +66,9 @@ MIGRATIONS: dict[int, str] = {}
 
 RING_TTL = 7 * 86_400
 """Seconds after which the ring of a session that has sent nothing is dropped at a start."""
+
+FOLD = 2_000
+"""Objects that one slice of a fold writes: some milliseconds."""
 
 SessionKey = tuple[str, str]
 
@@ -70,11 +80,30 @@ class StoreError(CtxtError):
 class Batch(NamedTuple):
     """What one transaction stores."""
 
-    touched: Iterable[DataObject] = ()
-    purged: Iterable[DataObject] = ()
-    floors: Iterable[tuple[str, int]] = ()
-    ids: Iterable[tuple[str, str, int]] = ()
-    rings: Iterable[tuple[SessionKey, Ring]] = ()
+    touched: Mapping[DataObject, None] = MappingProxyType({})
+    purged: Sequence[DataObject] = ()
+    floors: Mapping[str, int] = MappingProxyType({})
+    ids: Sequence[tuple[str, str, int]] = ()
+    rings: Mapping[SessionKey, Ring] = MappingProxyType({})
+
+
+class Loaded(NamedTuple):
+    """What a start finds: objects and tombstones, the first free row, floors by `scheme/authority`, (client, id, code), rings."""
+
+    objects: list[DataObject]
+    next_row: int
+    floors: dict[str, int]
+    ids: list[tuple[str, str, int]]
+    rings: dict[SessionKey, Ring]
+
+
+class _Fold(NamedTuple):
+    """A fold under way: the journal up to a number, and what of it is still to be written."""
+
+    upto: int
+    objects: dict[DataObject, None]
+    rings: dict[SessionKey, Ring]
+    ids: list[tuple[str, str, int]]
 
 
 class Store:
@@ -98,7 +127,10 @@ class Store:
             self._lock.close()
             raise
         self._stored: set[int] = set()
-        self._next_id = 1
+        self._unfolded: dict[DataObject, None] = {}
+        self._unfolded_rings: dict[SessionKey, Ring] = {}
+        self._unfolded_ids: list[tuple[str, str, int]] = []
+        self._folding: _Fold | None = None
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False, cached_statements=64)
@@ -170,14 +202,23 @@ class Store:
             raise self._wrong("write the epoch to", error) from error
         return epoch
 
-    def objects(self, catalogue: Catalogue) -> Iterator[DataObject]:
-        """Every stored object and tombstone. One whose schema has left the catalogue has `schema` None until it is back."""
-        rows = self._db.execute("SELECT id, topic, head, version, modified, status, data FROM objects")
+    def load(self, catalogue: Catalogue, ring_length: int) -> Loaded:
+        """Everything that is stored. An object whose schema has left the catalogue has `schema` None until it is back.
+
+        Rings of sessions that have long been silent are dropped. Raises StoreError.
+        """
+        try:
+            return self._load(catalogue, ring_length)
+        except sqlite3.Error as error:
+            raise self._wrong("read", error) from error
+
+    def _load(self, catalogue: Catalogue, ring_length: int) -> Loaded:
+        db = self._db
+        by_row: dict[int, DataObject] = {}
+        rows = db.execute("SELECT id, topic, head, version, modified, status, data FROM objects")
         for row, topic, head, version, modified, status, data in rows:
             facts = orjson.loads(head)
-            self._stored.add(row)
-            self._next_id = max(self._next_id, row + 1)
-            yield DataObject(
+            by_row[row] = DataObject(
                 topic=topic,
                 schema=catalogue.find(facts["schema"]),
                 reporter=facts["reporter"],
@@ -185,7 +226,7 @@ class Store:
                 version=version,
                 created=facts["created"],
                 modified=modified,
-                status=status,
+                status=intern(status),
                 text=data if data is not None else b"",
                 deleted=data is None,
                 row=row,
@@ -193,84 +234,144 @@ class Store:
                 tags=facts.get("tags"),
                 resources=facts.get("resources"),
             )
+        db.execute("DELETE FROM rings WHERE used < ?", (int(time.time()) - RING_TTL,))
+        rings = {
+            (client, session): Ring.restored(ring_length, entries)
+            for client, session, entries in db.execute("SELECT client, session, entries FROM rings")
+        }
+        ids = list(db.execute("SELECT client, id, code FROM ids ORDER BY number"))
+        for (entry,) in db.execute("SELECT entry FROM journal ORDER BY number"):
+            self._replay(orjson.loads(entry), by_row, rings, ids, ring_length)
+        self._stored = set(by_row)
+        floors = dict(db.execute("SELECT authority, version FROM floors"))
+        return Loaded(list(by_row.values()), max(by_row, default=0) + 1, floors, ids, rings)
 
-    @property
-    def next_row(self) -> int:
-        """The first row number that no stored object has; known after `objects` has been read."""
-        return self._next_id
-
-    def floors(self) -> dict[str, int]:
-        """Version floors by `scheme/authority`."""
-        return dict(self._db.execute("SELECT authority, version FROM floors"))
-
-    def ids(self) -> list[tuple[str, str, int]]:
-        """Remembered `id` properties as (client, id, code), oldest first."""
-        return list(self._db.execute("SELECT client, id, code FROM ids ORDER BY number"))
-
-    def rings(self, length: int) -> dict[SessionKey, _Ring]:
-        """The redelivery rings of all sessions; those of sessions long silent are dropped."""
-        self._db.execute("DELETE FROM rings WHERE used < ?", (int(time.time()) - RING_TTL,))
-        chunks: dict[SessionKey, dict[int, bytes]] = {}
-        for client, session, chunk, entries in self._db.execute("SELECT client, session, chunk, entries FROM rings"):
-            chunks.setdefault((client, session), {})[chunk] = entries
-        return {key: Ring.restored(length, parts) for key, parts in chunks.items()}
+    def _replay(
+        self,
+        entry: tuple[list[Any], list[Any], list[Any]],
+        by_row: dict[int, DataObject],
+        rings: dict[SessionKey, Ring],
+        ids: list[tuple[str, str, int]],
+        ring_length: int,
+    ) -> None:
+        """Take in one batch of the journal; what a fold has brought into the tables already is passed over."""
+        for row, version, modified, status, data in entry[0]:
+            obj = by_row.get(row)
+            if obj is not None and version > obj.version:
+                obj.version, obj.modified, obj.status = version, modified, intern(status)
+                obj.text = compact(data)
+                obj.size = len(obj.text)
+                self._unfolded[obj] = None
+        for client, session, before, entries in entry[1]:
+            key = (client, session)
+            ring = rings.get(key)
+            if ring is None:
+                ring = rings[key] = Ring(ring_length)
+            ring.replay(before, entries)
+            self._unfolded_rings[key] = ring
+        for client, key, code in entry[2]:
+            ids.append((client, key, code))
+            self._unfolded_ids.append((client, key, code))
 
     # ---- running -------------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Batch) -> None:
-        """Store a batch in one transaction. Raises StoreError, and then nothing of it is stored."""
+        """Store a batch in one transaction. Raises StoreError, and then nothing of it is stored. Hot."""
         db = self._db
+        stored = self._stored
+        changed = []
+        whole = []
+        for obj in batch.touched:
+            if obj.row in stored and not obj.deleted:
+                changed.append((obj.row, obj.version, obj.modified, obj.status, orjson.Fragment(obj.text or b"{}")))
+            else:
+                whole.append(obj)
+        rings = [(*key, *ring.fresh()) for key, ring in batch.rings.items()]
+        entry = orjson.dumps((changed, rings, batch.ids)) if changed or rings or batch.ids else None
+        try:
+            if not whole and not batch.purged and not batch.floors:
+                db.execute("INSERT INTO journal (entry) VALUES (?)", (entry,))
+            else:
+                db.execute("BEGIN IMMEDIATE")
+                self._write(batch, whole)
+                if entry is not None:
+                    db.execute("INSERT INTO journal (entry) VALUES (?)", (entry,))
+                db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            raise self._wrong("write", error) from error
+        self._unfolded.update(batch.touched)
+        self._unfolded_rings.update(batch.rings)
+        self._unfolded_ids += batch.ids
+
+    def _write(self, batch: Batch, whole: list[DataObject]) -> None:
+        """What does not go through the journal: objects that come and go."""
+        db = self._db
+        stored = self._stored
+        for obj in whole:
+            db.execute(
+                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    obj.row,
+                    obj.topic,
+                    _head(obj),
+                    obj.version,
+                    obj.modified,
+                    obj.status,
+                    None if obj.deleted else obj.text,
+                ),
+            )
+            stored.add(obj.row)
+        for obj in batch.purged:
+            db.execute("DELETE FROM objects WHERE id = ?", (obj.row,))
+            stored.discard(obj.row)
+        for floor in batch.floors.items():
+            db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
+
+    def fold(self, keep_ids: int = 100_000) -> bool:
+        """One slice of bringing the journal into the tables, while nobody commits; whether there is more to do.
+
+        Blocks on the disk: call it in a thread. A kill between two slices costs nothing: what is folded already is passed over.
+        Raises StoreError.
+        """
+        db = self._db
+        fold = self._folding
+        if fold is None:
+            (upto,) = db.execute("SELECT max(number) FROM journal").fetchone()
+            if upto is None:
+                return False
+            fold = self._folding = _Fold(upto, self._unfolded, self._unfolded_rings, self._unfolded_ids)
+            self._unfolded, self._unfolded_rings, self._unfolded_ids = {}, {}, []
+        part = list(islice(fold.objects, FOLD))
+        last = len(part) == len(fold.objects)
         try:
             db.execute("BEGIN IMMEDIATE")
-            self._write(batch)
+            db.executemany(
+                "UPDATE objects SET version = ?, modified = ?, status = ?, data = ? WHERE id = ?",
+                [(obj.version, obj.modified, obj.status, obj.text, obj.row) for obj in part if not obj.deleted],
+            )
+            if last:
+                now = int(time.time())
+                db.executemany(
+                    "INSERT OR REPLACE INTO rings VALUES (?, ?, ?, ?)",
+                    [(*key, ring.dump(), now) for key, ring in fold.rings.items()],
+                )
+                db.executemany("INSERT INTO ids (client, id, code) VALUES (?, ?, ?)", fold.ids)
+                db.execute("DELETE FROM ids WHERE number <= (SELECT max(number) FROM ids) - ?", (keep_ids,))
+                db.execute("DELETE FROM journal WHERE number <= ?", (fold.upto,))
             db.execute("COMMIT")
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 if db.in_transaction:
                     db.execute("ROLLBACK")
             raise self._wrong("write", error) from error
-
-    def _write(self, batch: Batch) -> None:
-        db = self._db
-        stored = self._stored
-        updates = []
-        for obj in batch.touched:
-            row = obj.row
-            if row in stored and not obj.deleted:
-                updates.append((obj.version, obj.modified, obj.status, obj.text, row))
-            else:
-                stored.add(row)
-                db.execute(
-                    "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        row,
-                        obj.topic,
-                        _head(obj),
-                        obj.version,
-                        obj.modified,
-                        obj.status,
-                        None if obj.deleted else obj.text,
-                    ),
-                )
-        if updates:
-            db.executemany("UPDATE objects SET version = ?, modified = ?, status = ?, data = ? WHERE id = ?", updates)
-        for obj in batch.purged:
-            db.execute("DELETE FROM objects WHERE id = ?", (obj.row,))
-            stored.discard(obj.row)
-        for floor in batch.floors:
-            db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
-        for client, key, code in batch.ids:
-            db.execute("INSERT INTO ids (client, id, code) VALUES (?, ?, ?)", (client, key, code))
-        now = int(time.time())
-        for (client, session), ring in batch.rings:
-            db.executemany(
-                "INSERT OR REPLACE INTO rings VALUES (?, ?, ?, ?, ?)",
-                [(client, session, chunk, entries, now) for chunk, entries in ring.changes()],
-            )
-
-    def drop_ids(self, keep: int) -> None:
-        """Forget all but the last `keep` remembered ids (of all clients together)."""
-        self._db.execute("DELETE FROM ids WHERE number <= (SELECT max(number) FROM ids) - ?", (keep,))
+        for obj in part:
+            del fold.objects[obj]
+        if last:
+            self._folding = None
+        return not last
 
     def wal_bytes(self) -> int:
         """How much is waiting for a checkpoint."""
@@ -306,6 +407,8 @@ class Store:
     def close(self) -> None:
         """Checkpoint, close and let the next process in. Raises StoreError when the last checkpoint fails; closed all the same."""
         try:
+            while self.fold():
+                pass
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             raise self._wrong("checkpoint", error) from error

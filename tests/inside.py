@@ -16,6 +16,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from gateway.credentials import Credentials
+from gateway.links.local import LocalLink
 from gateway.service import Service, build
 from gateway.settings import load
 from gateway.store import StoreError
@@ -84,6 +85,16 @@ class Inside:
             return act(service)
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(20)
+
+    def connected(self) -> set[str]:
+        """The clients that are connected now."""
+
+        def ask(service: Service) -> set[str]:
+            assert isinstance(service._link, LocalLink)
+            return service._link.broker.clients()
+
+        found: set[str] = self.call(ask)
+        return found
 
     def stop(self) -> None:
         if self._stop is not None:

@@ -30,7 +30,7 @@ def test_the_reporter_and_the_observer_of_the_readme_run_as_pasted(tmp_path: Pat
         watching = start(observer)
         try:
             deadline = time.monotonic() + 20
-            while gateway.call(lambda service: service._link.broker.clients()) != {"dashboard"}:
+            while gateway.connected() != {"dashboard"}:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             time.sleep(0.3)

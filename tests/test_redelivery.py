@@ -3,12 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.redelivery import CHUNK, Ring, mark_of
-
-
-def stored(ring: Ring, chunks: dict[int, bytes]) -> dict[int, bytes]:
-    chunks.update(ring.changes())
-    return chunks
+from gateway.redelivery import Ring, mark_of
 
 
 def test_a_message_is_found_by_packet_id_and_content() -> None:
@@ -36,42 +31,49 @@ def test_the_oldest_is_forgotten_when_the_ring_is_full() -> None:
     assert ring.find(65, 65) == 0
 
 
-def test_a_small_batch_rewrites_one_chunk() -> None:
-    ring = Ring(512)
-    for packet_id in range(1, 513):
-        ring.remember(packet_id, packet_id, 0)
-    assert len(list(ring.changes())) == 512 // CHUNK
-    ring.remember(600, 1, 0)
-    assert len(list(ring.changes())) == 1
-    assert list(ring.changes()) == []
+def test_what_is_fresh_is_told_once() -> None:
+    ring = Ring(8)
+    for packet_id in range(1, 4):
+        ring.remember(packet_id, packet_id * 10, 0)
+    assert ring.fresh() == (0, [1, 10, 0, 2, 20, 0, 3, 30, 0])
+    ring.remember(4, 40, 0x99)
+    assert ring.fresh() == (3, [4, 40, 0x99])
+    assert ring.fresh() == (4, [])
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2**32 - 1), st.integers(0, 255)), max_size=400),
-    st.sets(st.integers(0, 400), max_size=5),
+    st.sets(st.integers(0, 400), max_size=8),
+    st.integers(0, 8),
 )
-def test_a_ring_is_restored_as_it_was_whenever_it_is_stored(
-    entries: list[tuple[int, int, int]], commits: set[int]
+def test_a_ring_is_restored_from_any_dump_and_the_journal_since(
+    entries: list[tuple[int, int, int]], commits: set[int], dumped_at: int
 ) -> None:
     ring = Ring(128)
-    chunks: dict[int, bytes] = {}
+    dump = ring.dump()
+    journal = []
     for i, entry in enumerate(entries):
         ring.remember(*entry)
         if i in commits:
-            stored(ring, chunks)
-    again = Ring.restored(128, stored(ring, chunks))
+            journal.append(ring.fresh())
+            if len(journal) == dumped_at:
+                dump = ring.dump()
+    journal.append(ring.fresh())
+    again = Ring.restored(128, dump)
+    for before, fresh in journal:
+        again.replay(before, fresh)
+    assert again.dump() == ring.dump()
     for packet_id, mark, _ in entries:
         assert again.find(packet_id, mark) == ring.find(packet_id, mark)
-    again.remember(65_535, 1, 7)
-    assert again.find(65_535, 1) == 7
 
 
 def test_what_does_not_fit_begins_anew() -> None:
     ring = Ring(128)
-    for packet_id in range(1, 129):
+    for packet_id in range(1, 201):
         ring.remember(packet_id, packet_id, 0)
-    chunks = dict(ring.changes())
-    assert Ring.restored(64, chunks).find(1, 1) is None
-    assert Ring.restored(256, chunks).find(128, 128) == 0
-    assert Ring.restored(128, {0: b"short"}).find(1, 1) is None
-    assert Ring.restored(128, {1: chunks[1]}).find(100, 100) is None
+    dump = ring.dump()
+    assert Ring.restored(128, dump).find(200, 200) == 0
+    assert Ring.restored(64, dump).find(200, 200) is None
+    assert Ring.restored(256, dump).find(200, 200) is None
+    for broken in (b"", b"short", dump[:-1], dump + b"x"):
+        assert Ring.restored(128, broken).dump() == Ring(128).dump()

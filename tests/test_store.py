@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from gateway.catalogue import Catalogue
 from gateway.objects import DataObject
 from gateway.redelivery import Ring
-from gateway.store import Batch, Store, StoreError
+from gateway.store import Batch, Loaded, Store, StoreError
 from tests.world import CATALOGUE
 
 if TYPE_CHECKING:
@@ -39,46 +40,102 @@ def facts(obj: DataObject) -> dict[str, Any]:
     return {name: getattr(obj, name) for name in DataObject.__slots__ if name not in left_out}
 
 
-def reopened(folder: Path, catalogue: Catalogue = CATALOGUE) -> tuple[Store, list[DataObject]]:
+def touched(*objects: DataObject) -> Batch:
+    return Batch(touched=dict.fromkeys(objects))
+
+
+def reopened(folder: Path, catalogue: Catalogue = CATALOGUE) -> tuple[Store, Loaded]:
     store = Store(folder)
-    return store, list(store.objects(catalogue))
+    return store, store.load(catalogue, 64)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """The folder as a kill would leave it."""
+    shutil.copytree(folder, to)
+    return to
 
 
 def test_a_restart_gives_back_exactly_what_was_committed(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store, _ = reopened(tmp_path / "one")
     one = thing(description="d", tags=["t"], resources=["r"])
     two = thing("ctxt/h/b", 2)
     gone = thing("ctxt/h/c", 3, deleted=True, text=b"")
-    store.commit(Batch(touched=[one, two, gone], floors=[("ctxt/h", 9)], ids=[("r", "id1", 200)]))
+    store.commit(Batch(touched=dict.fromkeys([one, two, gone]), floors={"ctxt/h": 9}, ids=[("r", "id1", 200)]))
     one.version, one.modified, one.status, one.text = 4, 8, "stale", b'{"values":{"t":{"value":1}}}'
-    store.commit(Batch(touched=[one]))
+    store.commit(touched(one))
+    killed = copied(tmp_path / "one", tmp_path / "killed")
     store.close()
-    store, objects = reopened(tmp_path)
-    assert [facts(obj) for obj in objects] == [facts(one), facts(two), facts(gone)]
-    assert all(obj.schema is CATALOGUE.get("Context") for obj in objects)
-    assert store.floors() == {"ctxt/h": 9}
-    assert store.ids() == [("r", "id1", 200)]
-    assert store.next_row == 4
-    store.commit(Batch(purged=[objects[2]]))
+    for folder in (killed, tmp_path / "one"):
+        store, loaded = reopened(folder)
+        assert [facts(obj) for obj in loaded.objects] == [facts(one), facts(two), facts(gone)]
+        assert all(obj.schema is CATALOGUE.get("Context") for obj in loaded.objects)
+        assert loaded.floors == {"ctxt/h": 9}
+        assert loaded.ids == [("r", "id1", 200)]
+        assert loaded.next_row == 4
+        store.commit(Batch(purged=[loaded.objects[2]]))
+        store.close()
+        store, loaded = reopened(folder)
+        assert len(loaded.objects) == 2
+        store.close()
+
+
+def test_a_kill_between_two_slices_of_a_fold_costs_nothing(tmp_path: Path) -> None:
+    store, _ = reopened(tmp_path / "one")
+    things = [thing(f"ctxt/h/{i}", i + 1) for i in range(5_000)]
+    store.commit(touched(*things))
+    ring = Ring(64)
+    for obj in things:
+        obj.version = 10
+        obj.text = b'{"n":10}'
+    ring.remember(1, 2, 3)
+    store.commit(Batch(touched=dict.fromkeys(things), rings={("r", "c"): ring}, ids=[("r", "one", 200)]))
+    assert store.fold()
+    for obj in things[::2]:
+        obj.version = 11
+        obj.text = b'{"n":11}'
+    ring.remember(4, 5, 6)
+    store.commit(Batch(touched=dict.fromkeys(things[::2]), rings={("r", "c"): ring}, ids=[("r", "two", 409)]))
+    assert store.fold()
+    killed = copied(tmp_path / "one", tmp_path / "killed")
+    while store.fold():
+        pass
+    folded = copied(tmp_path / "one", tmp_path / "folded")
     store.close()
-    store, objects = reopened(tmp_path)
-    assert len(objects) == 2
+    for folder in (killed, folded, tmp_path / "one"):
+        store, loaded = reopened(folder)
+        assert [(obj.version, obj.text) for obj in loaded.objects] == [(obj.version, obj.text) for obj in things]
+        assert loaded.rings["r", "c"].dump() == ring.dump()
+        assert loaded.ids == [("r", "one", 200), ("r", "two", 409)]
+        store.close()
+
+
+def test_only_the_last_ids_are_kept(tmp_path: Path) -> None:
+    store, _ = reopened(tmp_path)
+    for i in range(20):
+        store.commit(Batch(ids=[("r", str(i), 200)]))
+    while store.fold(keep_ids=5):
+        pass
+    store.close()
+    store, loaded = reopened(tmp_path)
+    assert [key for _, key, _ in loaded.ids] == ["15", "16", "17", "18", "19"]
     store.close()
 
 
 def test_rings_come_back_and_those_of_silent_sessions_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path)
+    store, _ = reopened(tmp_path)
     ring = Ring(64)
     ring.remember(1, 2, 3)
-    store.commit(Batch(rings=[(("r", "c"), ring)]))
+    store.commit(Batch(rings={("r", "c"): ring}))
     store.close()
-    store, _ = reopened(tmp_path)
-    assert store.rings(64)["r", "c"].find(1, 2) == 3
+    store, loaded = reopened(tmp_path)
+    assert loaded.rings["r", "c"].find(1, 2) == 3
+    store.close()
     later = time.time() + 8 * 86_400
     monkeypatch.setattr(time, "time", lambda: later)
-    assert store.rings(64) == {}
+    store, loaded = reopened(tmp_path)
+    assert loaded.rings == {}
     store.close()
 
 
@@ -135,10 +192,11 @@ def test_a_damaged_file_and_a_folder_that_is_a_file_are_told_clearly(tmp_path: P
 
 def test_a_schema_that_has_left_the_catalogue_does_not_lose_the_object(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.commit(Batch(touched=[thing()]))
+    store.commit(touched(thing()))
     store.close()
     (tmp_path / "none").mkdir()
-    store, (obj,) = reopened(tmp_path, Catalogue.load(tmp_path / "none"))
+    store, loaded = reopened(tmp_path, Catalogue.load(tmp_path / "none"))
+    (obj,) = loaded.objects
     assert obj.schema is None
     assert obj.text == b'{"values":{}}'
     store.close()
@@ -147,14 +205,14 @@ def test_a_schema_that_has_left_the_catalogue_does_not_lose_the_object(tmp_path:
 _WRITER = """
 import sys
 from pathlib import Path
-from gateway.store import Batch, Store
-from tests.test_store import thing
+from gateway.store import Store
+from tests.test_store import thing, touched
 store = Store(Path(sys.argv[1]))
 obj = thing()
 for version in range(4, 100_000):
     obj.version = version
     obj.text = b'{"version":%d}' % version
-    store.commit(Batch(touched=[obj]))
+    store.commit(touched(obj))
     print(version, flush=True)
 """
 
@@ -174,7 +232,8 @@ def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
     process.wait()
     process.stdout.close()
     last = int(rest[-1]) if rest else last
-    store, (obj,) = reopened(tmp_path)
+    store, loaded = reopened(tmp_path)
+    (obj,) = loaded.objects
     assert obj.version in (last, last + 1)
     assert obj.text == b'{"version":%d}' % obj.version
     store.close()
@@ -185,14 +244,15 @@ def test_checkpoints_run_beside_commits(tmp_path: Path) -> None:
     obj = thing()
     for _ in range(50):
         obj.version += 1
-        store.commit(Batch(touched=[obj]))
+        store.commit(touched(obj))
     assert store.wal_bytes() > 0
     store.checkpoint()
     obj.version += 1
-    store.commit(Batch(touched=[obj]))
+    store.commit(touched(obj))
     store.rewind()
     assert store.wal_bytes() < 20_000
     store.close()
-    store, (again,) = reopened(tmp_path)
+    store, loaded = reopened(tmp_path)
+    (again,) = loaded.objects
     assert again.version == obj.version
     store.close()
