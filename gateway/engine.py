@@ -219,6 +219,8 @@ class Engine:
         self._clients: dict[str, _Client] = {}
         self._head = b'{"epoch":%d,"version":' % epoch
         self._millis = -1
+        self._second = -1
+        self._until_second = b""
         self._modified = b""
         self._rejected = 0
         self._stale: list[tuple[float, int, DataObject]] = []
@@ -267,7 +269,11 @@ class Engine:
         millis = int(now * 1000)
         if millis != self._millis:
             self._millis = millis
-            self._modified = b',"modified":"' + rfc3339(millis).encode() + b'"'
+            second, rest = divmod(millis, 1000)
+            if second != self._second:
+                self._second = second
+                self._until_second = b',"modified":"' + rfc3339(second * 1000)[:-4].encode()
+            self._modified = b'%b%03dZ"' % (self._until_second, rest)
         return millis
 
     # ---- reports -------------------------------------------------------------------------------------------------------
