@@ -49,7 +49,7 @@ SLOW_COMMIT = 0.02
 WAITING_BYTES = 8 * 1024 * 1024
 """Payload bytes that may wait for a commit in flight before the link stops reading."""
 
-DOORS = 20_000
+DOORS = 100_000
 """Topics whose meaning is kept; when full the table begins anew."""
 
 REASONS = {
