@@ -85,6 +85,17 @@ def text(data: bytes) -> str:
     return found
 
 
+def _field(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """Where the string or binary data at `at` begins and ends, its length of two bytes before it."""
+    start = at + 2
+    if start > end:
+        bad("the packet ends too early")
+    stop = start + (data[at] << 8 | data[at + 1])
+    if stop > end:
+        bad("a field is longer than what holds it")
+    return start, stop
+
+
 class Reader:
     """`data[at:end]` read front to back; reading beyond `end` is malformed."""
 
@@ -115,6 +126,9 @@ class Reader:
 
     def variable(self) -> int:
         """A variable byte integer of at most four bytes, in as few bytes as possible [MQTT-1.5.5-1]."""
+        if self.at < self.end and self.data[self.at] < 0x80:  # most are this short
+            self.at += 1
+            return self.data[self.at - 1]
         value = 0
         for shift in (0, 7, 14, 21):
             byte = self.byte()
@@ -126,16 +140,8 @@ class Reader:
         bad("a variable byte integer has more than four bytes")
 
     def binary(self) -> bytes:
-        at = self.at
-        start = at + 2
-        if start > self.end:
-            bad("the packet ends too early")
-        data = self.data
-        stop = start + (data[at] << 8 | data[at + 1])
-        if stop > self.end:
-            bad("a field is longer than the packet")
-        self.at = stop
-        return data[start:stop]
+        start, self.at = _field(self.data, self.at, self.end)
+        return self.data[start : self.at]
 
     def string(self) -> str:
         return text(self.binary())
@@ -155,38 +161,47 @@ class Reader:
         length = self.variable()
         if not length:
             return None
-        whole = self.end
-        stop = self.at + length
-        if stop > whole:
+        at = self.at
+        stop = at + length
+        if stop > self.end:
             bad("the properties are longer than the packet")
-        self.end = stop
         data = self.data
         allowed = _ALLOWED[packet]
         found: Properties = {}
-        while self.at < stop:
-            identifier = data[self.at]
+        while at < stop:
+            identifier = data[at]
             entry = allowed.get(identifier)
             if entry is None:
                 known = identifier in _KNOWN
                 bad(f"property 0x{identifier:02X} " + ("does not belong in this packet" if known else "is unknown"))
-            self.at += 1
             name, form = entry
-            value: Any
+            at += 1
             if form == _PAIR:
-                value = (self.string(), self.string())
+                start, at = _field(data, at, stop)
+                key = text(data[start:at])
+                start, at = _field(data, at, stop)
+                pair = (key, text(data[start:at]))
                 if name in found:
-                    found[name].append(value)
+                    found[name].append(pair)
                 else:
-                    found[name] = [value]
+                    found[name] = [pair]
                 continue
-            if form == _STRING:
-                value = self.string()
-            elif form == _BINARY:
-                value = self.binary()
+            value: Any
+            if form >= _BINARY:
+                start, at = _field(data, at, stop)
+                value = data[start:at]
+                if form == _STRING:
+                    value = text(value)
             elif form == _VARIABLE:
-                value = self.variable()
+                inner = Reader(data, at, stop)
+                value = inner.variable()
+                at = inner.at
             else:
-                value = int.from_bytes(self.take(form))
+                start = at
+                at += form
+                if at > stop:
+                    bad("the properties end in the middle of one")
+                value = int.from_bytes(data[start:at])
                 if form == _BYTE and value > 1:
                     bad(f"property 0x{identifier:02X} is neither 0 nor 1", Reason.PROTOCOL_ERROR)
             if value == 0 and name in _NOT_ZERO:
@@ -201,7 +216,7 @@ class Reader:
                 bad(f"property 0x{identifier:02X} stands twice", Reason.PROTOCOL_ERROR)
             else:
                 found[name] = value
-        self.end = whole
+        self.at = stop
         return found
 
 
