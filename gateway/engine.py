@@ -46,6 +46,9 @@ SNAPSHOT_FLOOR = 256 * 1024
 SLICE = 2_000
 """Objects that a long search looks at before it lets others go on."""
 
+LOOKS = 5 * SLICE
+"""Timers of `stale_after` that one tick looks at: after a start they may all end at one moment."""
+
 PARSED = 10_000
 """Objects whose data is kept parsed as well."""
 
@@ -166,7 +169,8 @@ class _Bucket:
         self.stamp = now
 
     def take(self, now: float) -> bool:
-        tokens = self.tokens + (now - self.stamp) * self.rate
+        # A clock that was put back gives nothing, and takes nothing away.
+        tokens = self.tokens + (now - self.stamp) * self.rate if now > self.stamp else self.tokens
         self.stamp = now
         if tokens > self.burst:
             tokens = self.burst
@@ -175,6 +179,10 @@ class _Bucket:
             return False
         self.tokens = tokens - 1.0
         return True
+
+    def has(self, now: float) -> bool:
+        """Whether `take` would say yes."""
+        return not self.rate or self.tokens + max(0.0, now - self.stamp) * self.rate >= 1.0
 
 
 class _Client:
@@ -225,7 +233,8 @@ class Engine:
         self._rejected = 0
         self._stale: list[tuple[float, int, DataObject]] = []
         self._leaving: dict[str, float] = {}
-        self._paced: deque[tuple[DataObject, str]] = deque()
+        self._away: dict[str, float] = {}
+        self._paced: deque[tuple[DataObject, str, float]] = deque()
         self._tombstones: deque[DataObject] = deque()
         self._dirty: dict[DataObject, None] = {}
         self._parsed: deque[DataObject] = deque()
@@ -244,11 +253,13 @@ class Engine:
         """Bind stored objects to the catalogue and the namespaces; last-seen is the start."""
         tombstones = []
         for obj in self.objects:
+            obj.namespace = self.rights.namespace_of(obj.topic)
             if obj.deleted:
                 tombstones.append(obj)
                 continue
             obj.seen = now
-            obj.namespace = self.rights.namespace_of(obj.topic)
+            if obj.status == DISCONNECTED:
+                self._away[obj.reporter] = now
             obj.charged = obj.size
             self._client(obj.reporter, now).bytes += obj.size
             after = obj.namespace.stale_after if obj.namespace is not None else None
@@ -324,12 +335,12 @@ class Engine:
             self.counters.unchanged += 1
             self.alive(effects, obj, now)
             return None
-        refused = self._unfit(obj, schema, new, change, len(payload), state)
-        if refused is not None:
-            return self._refuse(effects, client, state, refused, now)
+        size = self._fit(obj, schema, new, change, len(payload), state, now)
+        if isinstance(size, Refused):
+            return self._refuse(effects, client, state, size, now)
         obj.data = new
         obj.text = None
-        obj.size += len(payload)
+        obj.size = size
         obj.seen = now
         obj.version += 1
         obj.modified = self._stamp(now)
@@ -355,6 +366,9 @@ class Engine:
             old = parsed.popleft()
             if old.text is not None:
                 old.data = None
+            else:
+                # Changed in this very batch: `seal` sees to it.
+                parsed.append(old)
         data = obj.data = obj.document()
         return data
 
@@ -364,40 +378,54 @@ class Engine:
             old, operations, max_ops=limits.patch_operations, max_bytes=limits.data_bytes, max_depth=limits.depth
         )
 
-    def _unfit(
-        self, obj: DataObject, schema: Schema | None, new: dict[str, Any], change: Any, added: int, state: _Client
-    ) -> Refused | None:
-        """Why a changed value may not be held: its schema, its size, its Reporter's allowance."""
+    def _fit(
+        self,
+        obj: DataObject,
+        schema: Schema | None,
+        new: dict[str, Any],
+        change: Any,
+        added: int,
+        state: _Client,
+        now: float,
+    ) -> int | Refused:
+        """An upper bound of the bytes of a changed value, or why it may not be held: its schema, its size, its Reporter's allowance."""
         limits = self.limits
         if schema is None:
             return Refused(
                 409, obj.url, "its schema is no longer in the catalogue: put the schema back, then report again"
             )
         if not schema.is_valid(new):
-            return self._invalid(obj.url, schema, new, state)
-        if obj.size + added > limits.data_bytes or type(change) is list:
-            text = orjson.dumps(new)
-            if len(text) > limits.data_bytes:
+            return self._invalid(obj.url, schema, new, state, now)
+        size = obj.size + added
+        copies = type(change) is list
+        if copies or size > limits.data_bytes:
+            size = len(orjson.dumps(new))
+            if size > limits.data_bytes:
                 return Refused(
                     413,
                     obj.url,
-                    f"the object would have {len(text):,} bytes of data, at most {limits.data_bytes:,} are held: "
+                    f"the object would have {size:,} bytes of data, at most {limits.data_bytes:,} are held: "
                     "remove members (null in a merge patch) or split the object",
                 )
-            obj.size = len(text) - added
-        if state.bytes + added > limits.bytes_per_client and len(orjson.dumps(new)) > obj.charged:
-            return Refused(
-                413,
-                obj.url,
-                f"your objects hold {state.bytes:,} bytes, at most {limits.bytes_per_client:,} are allowed: "
-                "delete objects, or raise limits.bytes_per_client",
-            )
-        return None
+        if state.bytes + size - obj.charged > limits.bytes_per_client:
+            size = len(orjson.dumps(new))
+            if size > obj.charged and state.bytes + size - obj.charged > limits.bytes_per_client:
+                return Refused(
+                    413,
+                    obj.url,
+                    f"your objects hold {state.bytes:,} bytes, at most {limits.bytes_per_client:,} are allowed: "
+                    "delete objects, or raise limits.bytes_per_client",
+                )
+        if copies:
+            # A few bytes of JSON Patch can make many: they count at once, not only when the batch is sealed.
+            state.bytes += size - obj.charged
+            obj.charged = size
+        return size
 
     @staticmethod
-    def _invalid(url: str, schema: Schema, data: Any, state: _Client) -> Refused:
+    def _invalid(url: str, schema: Schema, data: Any, state: _Client, now: float) -> Refused:
         """Where the schema is broken. The search costs a hundred times the check: not for those who are told nothing."""
-        if state.suppressed:
+        if not state.rejections.has(now):
             return Refused(422, url, f"the result breaks the schema {schema.name}")
         problems = schema.problems(data, limit=1)
         first = problems[0]
@@ -526,16 +554,19 @@ class Engine:
             if not creatable:
                 return Refused(403, url, f"a child's Reporter is named in its URL, and this one is not {client!r}")
             schema = self.catalogue.get(child_schema)
-            mine = url_of(f"{parent_topic}/children/{address.collection}/{client}/")
+        refused = self._full(client, state, url, size, now)
+        if refused is not None:
+            return refused
+        if parent_topic is not None:
+            # Counted last: it takes as long as there are children, and attempts have a rate.
+            mine = url_of(topic[: topic.rindex("/") + 1])
             if sum(1 for _ in self.objects.from_url(mine)) >= self.limits.children_per_collection:
                 return Refused(
                     413,
                     url,
-                    f"you have {self.limits.children_per_collection:,} children in this collection: delete some of them first",
+                    f"you have {self.limits.children_per_collection:,} children in this collection, the limit: delete some, "
+                    "and wait until their tombstones are gone",
                 )
-        refused = self._full(client, state, url, size, now)
-        if refused is not None:
-            return refused
         try:
             if type(change) is dict:
                 data = merge({}, change)
@@ -546,7 +577,7 @@ class Engine:
         except PatchError as error:
             return Refused(409, url, str(error), error.place)
         if not schema.is_valid(data):
-            return self._invalid(url, schema, data, state)
+            return self._invalid(url, schema, data, state, now)
         text = compact(data)
         if len(text) > self.limits.data_bytes:
             return Refused(
@@ -569,6 +600,8 @@ class Engine:
             seen=now,
         )
         self._next_row += 1
+        created.charged = created.size
+        state.bytes += created.size
         self.objects.add(created)
         self.counters.created += 1
         head = {"created": True, "schema": schema.url, "reporter": client, "status": LIVE}
@@ -590,7 +623,8 @@ class Engine:
             return Refused(
                 413,
                 url,
-                f"you have {limits.objects_per_client:,} objects, the limit: delete some, or raise limits.objects_per_client",
+                f"you have {limits.objects_per_client:,} objects and tombstones, the limit: delete some and wait until their "
+                "tombstones are gone, or raise limits.objects_per_client",
             )
         if state.bytes + size > limits.bytes_per_client:
             return Refused(
@@ -628,11 +662,11 @@ class Engine:
     def _refuse(self, effects: Effects, client: str, state: _Client, refused: Refused, now: float) -> Refused:
         """Count a refusal and tell the client in its inbox, unless it has been told enough for now."""
         self.counters.refused += 1
-        if client == ANONYMOUS:
-            return refused
         if not state.rejections.take(now):
             state.suppressed += 1
             self.counters.suppressed += 1
+            return refused
+        if client == ANONYMOUS:
             return refused
         self._rejected += 1
         payload = messages.rejection(
@@ -684,11 +718,13 @@ class Engine:
             self._leaving.setdefault(client, now + self.limits.offline_grace)
             return
         self._leaving.pop(client, None)
+        if self._away.pop(client, None) is None:
+            return
         for obj in self.objects.of(client):
             if obj.status == DISCONNECTED and not obj.deleted:
                 after = obj.namespace.stale_after if obj.namespace is not None else None
                 quiet = after is not None and obj.seen + after <= now
-                self._paced.append((obj, STALE if quiet else LIVE))
+                self._paced.append((obj, STALE if quiet else LIVE, now))
         self._pace(effects, now)
 
     def tick(self, effects: Effects, now: float) -> None:
@@ -696,15 +732,20 @@ class Engine:
         self._pace(effects, now)
         if self._leaving:
             for client in [name for name, deadline in self._leaving.items() if deadline <= now]:
-                del self._leaving[client]
+                lost = self._leaving.pop(client) - self.limits.offline_grace
+                if not self.objects.count_of(client):
+                    continue
+                self._away[client] = lost
                 self._paced.extend(
-                    (obj, DISCONNECTED)
+                    (obj, DISCONNECTED, lost)
                     for obj in self.objects.of(client)
                     if not obj.deleted and obj.status != DISCONNECTED
                 )
         stale = self._stale
         budget = self.limits.status_pace
-        while stale and stale[0][0] <= now and budget:
+        looks = LOOKS
+        while stale and stale[0][0] <= now and budget and looks:
+            looks -= 1
             _, _, obj = heappop(stale)
             obj.watched = False
             after = obj.namespace.stale_after if obj.namespace is not None else None
@@ -727,11 +768,15 @@ class Engine:
         """Work off status changes of clients with many objects, a bounded number at a time."""
         paced = self._paced
         for _ in range(min(len(paced), self.limits.status_pace)):
-            obj, status = paced.popleft()
+            obj, status, since = paced.popleft()
             if obj.deleted or obj.status == status:
                 continue
-            # Reported on since: alive, whatever its client's presence said before.
-            if status == DISCONNECTED and obj.seen + self.limits.offline_grace > now:
+            lost = self._away.get(obj.reporter)
+            if status == DISCONNECTED:
+                # Back by now, or reported on since: alive, whatever its client's presence said before.
+                if lost != since or obj.seen > since:
+                    continue
+            elif lost is not None or obj.status != DISCONNECTED:
                 continue
             self._set_status(effects, obj, status, now)
             if status == LIVE:
@@ -769,15 +814,17 @@ class Engine:
         Every `snapshot_interval`, stretched under load so that snapshots take at most a quarter of the output, never beyond
         `snapshot_max`.
         """
-        self._credit = min(self._credit + (now - self._credited) * SNAPSHOT_FLOOR, 4.0 * SNAPSHOT_FLOOR)
+        passed = max(0.0, now - self._credited)
+        self._credit = min(self._credit + passed * SNAPSHOT_FLOOR, 4.0 * SNAPSHOT_FLOOR)
         self._credited = now
         due: list[DataObject] = []
         young = now - self.limits.snapshot_interval
         old = now - self.limits.snapshot_max
         for obj in self._dirty:
-            if obj.due > young:
+            # What is due later than now is from before the clock was put back.
+            if young < obj.due <= now:
                 break
-            if self._credit <= 0 and obj.due > old:
+            if self._credit <= 0 and old < obj.due <= now:
                 break
             self._credit -= obj.size + 300
             due.append(obj)
@@ -804,6 +851,11 @@ class Engine:
                 if state is not None:
                     state.bytes += size - obj.charged
                 obj.charged = size
+        parsed = self._parsed
+        while len(parsed) > PARSED:
+            old = parsed.popleft()
+            if old.text is not None:
+                old.data = None
 
     # ---- requests ------------------------------------------------------------------------------------------------------
 
@@ -881,19 +933,28 @@ class Engine:
             return Refused(410, address.url, "the object was deleted")
         return obj
 
-    def _read(self, _effects: Effects, client: str, body: dict[str, Any], _now: float) -> Answer:
+    def _read(
+        self, _effects: Effects, client: str, body: dict[str, Any], _now: float
+    ) -> Answer | Iterator[Answer | None]:
         single = body.get("resource")
         if single is not None and not body.get("children"):
             found = self._find(client, single)
             if isinstance(found, Refused):
                 return Answer(found.code, description=f"{found.url}: {found.text}")
             return Answer(200, orjson.Fragment(messages.snapshot(found, self.epoch)))
+        return self._read_several(client, body)
+
+    def _read_several(self, client: str, body: dict[str, Any]) -> Iterator[Answer | None]:
+        """Go through what is asked for a slice at a time: yields None to let others go on, at last the answer."""
         snapshots: list[orjson.Fragment] = []
         refused: list[dict[str, Any]] = []
         result: dict[str, Any] = {"snapshots": snapshots}
         size = 0
         last = ""
         for found in self._wanted(client, body):
+            if found is None:
+                yield None
+                continue
             if isinstance(found, Refused):
                 refused.append({"url": found.url, "code": found.code, "description": found.text})
                 continue
@@ -906,17 +967,17 @@ class Engine:
             last = found.url
         if refused:
             result["refused"] = refused
-        return Answer(200, result)
+        yield Answer(200, result)
 
-    def _wanted(self, client: str, body: dict[str, Any]) -> Iterator[DataObject | Refused]:
-        """What a `read` of several asks for, in order: listed URLs, or all below a prefix; behind `after`."""
+    def _wanted(self, client: str, body: dict[str, Any]) -> Iterator[DataObject | Refused | None]:
+        """What a `read` of several asks for, in order: listed URLs, or all below a prefix; behind `after`. None: a slice is over."""
         after = body.get("after", "")
         children = body.get("children", False)
         if "prefix" in body:
             candidates = self._below(body["prefix"], after)
-            for looked, obj in enumerate(candidates):
-                if looked > 10 * SLICE:
-                    return
+            for looked, obj in enumerate(candidates, 1):
+                if looked % SLICE == 0:
+                    yield None
                 if (
                     not obj.deleted
                     and (children or parent_of(obj.topic) is None)
@@ -931,7 +992,9 @@ class Engine:
             if not after:
                 yield found
             if children and isinstance(found, DataObject):
-                for child in self.objects.from_url(found.url + "/children/", after):
+                for looked, child in enumerate(self.objects.from_url(found.url + "/children/", after), 1):
+                    if looked % SLICE == 0:
+                        yield None
                     if not child.deleted:
                         yield child
             after = ""
@@ -982,6 +1045,8 @@ class Engine:
         effects.purged.append(obj)
         self._dirty.pop(obj, None)
         self.objects.remove(obj)
+        # Whoever makes an object here next need not be who was asked about before.
+        self.rights.generation += 1
 
     def _discover(self, _effects: Effects, client: str, body: dict[str, Any], _now: float) -> Iterator[Answer | None]:
         """Go through the objects a slice at a time: yields None to let others go on, at last the answer."""

@@ -130,20 +130,27 @@ def value_view(obj: DataObject) -> tuple[bytes, int]:
         types = obj.types = {}
     flat: dict[str, Any] = {}
     left_out = 0
-    stack: list[tuple[str, Any]] = [("", obj.document())]
+    # Where many keys have come and gone, the types of those that are still there are kept.
+    met: set[str] | None = set() if len(types) > MAX_VIEW_KEYS else None
+    stack: list[tuple[str | None, Any]] = [(None, obj.document())]
     while stack:
         path, value = stack.pop()
         if isinstance(value, dict):
-            head = path + "." if path else ""
+            head = "" if path is None else path + "."
             stack.extend((head + key.replace("\\", "\\\\").replace(".", "\\."), value[key]) for key in reversed(value))
         elif isinstance(value, list):
             stack.extend((f"{path}.{i}", value[i]) for i in range(len(value) - 1, -1, -1))
         elif value is not None:
+            assert path is not None  # the whole is an object
+            if met is not None:
+                met.add(path)
             kind = "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
             if path in ("status", "modified") or len(flat) >= MAX_VIEW_KEYS or types.setdefault(path, kind) != kind:
                 left_out += 1
             else:
                 flat[path] = value
+    if met is not None:
+        obj.types = {key: kind for key, kind in types.items() if key in met}
     flat["status"] = obj.status
     flat["modified"] = rfc3339(obj.modified)
     return orjson.dumps(flat), left_out

@@ -49,11 +49,14 @@ class Ring:
 
     def find(self, packet_id: int, mark: int) -> int | None:
         """The reason code of the newest message with this packet id, if it is the same message; else None."""
-        ids = self._ids
-        for count in range(self._count - 1, self._count - 1 - len(ids), -1):
-            at = count % self.length
-            if ids[at] == packet_id:
-                return self._reasons[at] if self._marks[at] == mark else None
+        at = self._count % self.length
+        # Searched without a step of Python for each entry: anybody can set DUP on anything.
+        for part in (slice(0, at), slice(at, None)):
+            ids = self._ids[part]
+            ids.reverse()
+            if packet_id in ids:
+                found = part.start + len(ids) - 1 - ids.index(packet_id)
+                return self._reasons[found] if self._marks[found] == mark else None
         return None
 
     def fresh(self) -> tuple[int, list[int]]:

@@ -6,7 +6,9 @@ link (packets) -> `receive` (a batch) -> engine (effects) -> store (one commit) 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from sys import intern
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -20,7 +22,7 @@ from gateway.credentials import Credentials
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.local import Listener, LocalLink
-from gateway.objects import Objects
+from gateway.objects import Objects, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
 from gateway.store import Batch, Store, StoreError
@@ -52,6 +54,12 @@ WAITING_BYTES = 8 * 1024 * 1024
 DOORS = 100_000
 """Topics whose meaning is kept; when full the table begins anew."""
 
+LONGEST_DOOR = 1_200
+"""Characters of a topic whose meaning is kept: more than any object's has."""
+
+RINGS = 1_000
+"""Redelivery rings kept for one client; beyond it the one longest unused is dropped."""
+
 REASONS = {
     400: Reason.PAYLOAD_FORMAT_INVALID,
     403: Reason.NOT_AUTHORIZED,
@@ -74,6 +82,7 @@ class Door(NamedTuple):
 
 Pending = tuple[Publish, int, str | None]
 _T = TypeVar("_T")
+_log = logging.getLogger("gateway")
 
 
 class Service:
@@ -122,13 +131,21 @@ class Service:
             next_row=loaded.next_row,
         )
         self._rings = loaded.rings
+        self._sessions: dict[str, set[tuple[str, str]]] = {}
+        for key in self._rings:
+            self._sessions.setdefault(key[0], set()).add(key)
+        self._dropped: list[tuple[str, str]] = []
         self._doors: dict[str, Door] = {}
         self._busy = False
         self._waiting: list[Publish] = []
         self._waiting_bytes = 0
         self._paused = False
-        self._settled: list[Callable[[], None]] = []
-        self._work: list[Iterator[object]] = []
+        self._settled: deque[Callable[[], None]] = deque()
+        self._work: deque[Iterator[Reply | None]] = deque()
+        self._searching = False
+        self._timely = True
+        self._stopping = False
+        self._closed = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._off_loop = store.durability == "power"
         self._quick_commits = 0
@@ -156,8 +173,13 @@ class Service:
         """Finish what has been taken in, say good-bye, close link and store. Raises StoreError when the last write fails."""
         if self._ticker is not None:
             self._ticker.cancel()
+        # Nothing more is read; what has been read already is handed over first.
+        self._stopping = True
+        self._link.pause()
+        await asyncio.sleep(0)
         while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(0.005)
+        self._closed = True
         if not self._has_failed():
             payload = self._announcement("offline")
             self._link.publish(self._announce_topic, payload, qos=1, retain=True)
@@ -175,9 +197,11 @@ class Service:
     def _has_failed(self) -> bool:
         return self.failed is not None and self.failed.done()
 
-    def _fail(self, error: StoreError) -> None:
-        """A failed commit is fatal to the batch: nothing of it has gone out, and the gateway stops."""
+    def _fail(self, error: BaseException) -> None:
+        """What fails between a batch and its commit is fatal: nothing of the batch has gone out, and the gateway stops."""
         self._busy = True  # nothing is applied any more
+        if not isinstance(error, StoreError):
+            _log.critical("an error of the gateway's own: nothing of this batch is stored", exc_info=error)
         self._link.pause()
         if self.failed is not None and not self.failed.done():
             self.failed.set_exception(error)
@@ -187,7 +211,12 @@ class Service:
     def receive(self, batch: list[Publish]) -> None:
         """Take what clients published, in order of arrival. While a commit is in flight it waits, in order and bounded."""
         if not self._busy:
-            self._apply(batch)
+            try:
+                self._apply(batch)
+            except Exception as error:  # noqa: BLE001  # the supervisor: what is half applied must never be seen
+                self._fail(error)
+            return
+        if self._closed or self._has_failed():
             return
         self._waiting.extend(batch)
         self._waiting_bytes += sum(len(publish.payload) + 100 for publish in batch)
@@ -211,9 +240,7 @@ class Service:
             ring = None
             if publish.qos:
                 session = self._link.session(publish)
-                ring = rings.get(session)
-                if ring is None:
-                    ring = rings[session] = Ring(self._ring_length)
+                ring = rings.get(session) or self._ring(session)
                 mark = mark_of(topic, publish.payload)
                 if publish.dup:
                     known = ring.find(publish.packet_id, mark)
@@ -234,6 +261,19 @@ class Service:
                 answers.append((publish, reason, text))
         self._commit(effects, answers, touched)
 
+    def _ring(self, session: tuple[str, str]) -> Ring:
+        """A new ring. A client that comes under ever new client ids loses its own oldest ones, nobody else's."""
+        rings = self._rings
+        own = self._sessions.setdefault(session[0], set())
+        while len(own) >= RINGS:
+            oldest = min(own, key=lambda key: rings[key].used)
+            own.remove(oldest)
+            del rings[oldest]
+            self._dropped.append(oldest)
+        own.add(session)
+        ring = rings[session] = Ring(self._ring_length)
+        return ring
+
     def _door(self, topic: str) -> Door:
         """What a topic means; kept for the next message on it."""
         own = topic[len(self._prefix) :]
@@ -244,7 +284,9 @@ class Service:
         obj = self.engine.objects.get(about)
         if obj is not None:
             about = obj.topic
-        door = self._doors[topic] = Door(intern(verb), intern(client), about)
+        door = Door(intern(verb), intern(client), about)
+        if len(topic) <= LONGEST_DOOR:
+            self._doors[topic] = door
         return door
 
     def _other(self, effects: Effects, door: Door, publish: Publish, now: float) -> Refused | None:
@@ -254,22 +296,20 @@ class Service:
         if verb == "presence":
             return self._presence(effects, client, publish.payload, now)
         if publish.retain:
-            return engine.refuse(
-                effects, client, Refused(400, about, f"a retained {verb} is never applied: send it without RETAIN"), now
-            )
-        key = _dedup_id(publish)
-        if key is not None:
-            known = engine.remembered(client, key, now)
-            if known is not None:
-                return None if known < 400 else Refused(known, about, "answered before: this id was used already")
-        refused: Refused | None = None
-        if verb == "report":
-            refused = engine.report(effects, client, about, publish.payload, now)
-        else:
+            url = url_of(about) if about else f"request/{client}"
+            text = f"a retained {verb} is never applied: send it without RETAIN"
+            return engine.refuse(effects, client, Refused(400, url, text), now)
+        if verb != "report":
             reply_to, correlation = self._reply_to(publish, client)
             engine.request(effects, client, publish.payload, now, reply_to, correlation)
-        if key is not None:
-            engine.remember(effects, client, key, 200 if refused is None else refused.code, now)
+            return None
+        key = _dedup_id(publish)
+        if key is not None and engine.remembered(client, key, now) is not None:
+            return None
+        refused = engine.report(effects, client, about, publish.payload, now)
+        # What was refused has changed nothing: it may come again when there is room, or time, or a parent.
+        if key is not None and refused is None:
+            engine.remember(effects, client, key, 200, now)
         return refused
 
     def _presence(self, effects: Effects, client: str, payload: bytes, now: float) -> Refused | None:
@@ -292,18 +332,16 @@ class Service:
 
     def present(self, client: str) -> None:
         """A client has connected."""
-        if client != ANONYMOUS:
-            self.settled(lambda: self._alone(lambda effects, now: self.engine.presence(effects, client, True, now)))
+        self._tell(client, b"online")
 
     def lost(self, client: str) -> None:
         """A client's last connection ended without a DISCONNECT."""
-        if client != ANONYMOUS:
-            self.settled(lambda: self._alone(lambda effects, now: self.engine.presence(effects, client, False, now)))
+        self._tell(client, b"offline")
 
-    def _alone(self, act: Callable[[Effects, float], None]) -> None:
-        effects = Effects()
-        act(effects, self._clock())
-        self._commit(effects, [], {})
+    def _tell(self, client: str, presence: bytes) -> None:
+        """The link's word on a client takes its turn behind what the client has sent."""
+        if client != ANONYMOUS and self._loop is not None:
+            self._loop.call_soon(self.receive, [Publish(f"{self._prefix}presence/{client}", presence)])
 
     # ---- the commit ----------------------------------------------------------------------------------------------------
 
@@ -313,7 +351,8 @@ class Service:
             self._emit(effects, answers)
             return
         self.engine.seal(effects)
-        batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings)
+        batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings, self._dropped)
+        self._dropped = []
         self._committed = True
         self.commits += 1
         if not self._off_loop:
@@ -337,11 +376,9 @@ class Service:
     def _stored(self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float) -> None:
         """A commit made in the thread has ended."""
         error = done.exception()
-        if isinstance(error, StoreError):
+        if error is not None:
             self._fail(error)
             return
-        if error is not None:
-            raise error
         if self._store.durability == "process":
             self._quick_commits = self._quick_commits + 1 if time.perf_counter() - started < SLOW_COMMIT else 0
             if self._quick_commits >= 100:
@@ -351,14 +388,20 @@ class Service:
 
     def _idle(self) -> None:
         """Nothing is in flight: let in what has waited, in order."""
+        if self._has_failed():
+            return
         self._busy = False
-        while self._settled and not self._busy:
-            self._settled.pop(0)()
-        if self._waiting and not self._busy:
-            batch, self._waiting = self._waiting, []
-            self._waiting_bytes = 0
-            self._apply(batch)
-        if self._paused and not self._waiting:
+        try:
+            while self._settled and not self._busy:
+                self._settled.popleft()()
+            if self._waiting and not self._busy:
+                batch, self._waiting = self._waiting, []
+                self._waiting_bytes = 0
+                self._apply(batch)
+        except Exception as error:  # noqa: BLE001  # the supervisor: what is half applied must never be seen
+            self._fail(error)
+            return
+        if self._paused and not self._waiting and not self._stopping:
             self._paused = False
             self._link.resume()
 
@@ -393,23 +436,27 @@ class Service:
             self._counter += 1
         if effects.work:
             self._work.extend(effects.work)
+            self._search()
+
+    def _search(self) -> None:
+        """See to it that long searches go on, after everything else that is to be done now."""
+        if self._work and not self._searching:
             assert self._loop is not None
-            self._loop.call_soon(self._step)
+            self._searching = True
+            self._loop.call_soon(self.settled, self._step)
 
     def _step(self) -> None:
-        """Go on with long searches, a slice at a time, fairly."""
-        if self._busy:
-            self._settled.append(self._step)
+        """One slice of one search; then it is the next one's turn."""
+        self._searching = False
+        if not self._work:
             return
-        work, self._work = self._work, []
-        for search in work:
-            reply = next(search, search)
-            if reply is None:
-                self._work.append(search)
-            elif reply is not search:
-                self._reply(reply)  # type: ignore[arg-type]
-        if self._work and self._loop is not None:
-            self._loop.call_soon(self._step)
+        search = self._work.popleft()
+        reply = next(search, search)
+        if reply is None:
+            self._work.append(search)
+        elif isinstance(reply, Reply):
+            self._reply(reply)
+        self._search()
 
     def _reply(self, reply: Reply) -> None:
         properties = None if reply.correlation is None else {Property.CORRELATION_DATA: reply.correlation}
@@ -449,6 +496,10 @@ class Service:
             if rest is None:
                 continue
             for obj in self._rights.objects.matching(rest):
+                if obj is None:
+                    # Looked at some that do not match: who reads this lets others have their turn.
+                    yield "", b"", 0
+                    continue
                 namespace = obj.namespace
                 qos = namespace.qos if namespace is not None else 1
                 if verb == "snapshot":
@@ -475,16 +526,10 @@ class Service:
         assert self._loop is not None
         self._ticker = self._loop.call_later(TICK, self._tick)
         now = self._clock()
-        if not self._busy:
-            effects = Effects()
-            self.engine.tick(effects, now)
-            self._commit(effects, [], {})
-        if not self._busy:
-            for obj in self.engine.snapshots(now):
-                self._show(obj)
-            counter, when = self._announced
-            if counter != self._counter and now - when >= self._announce_interval:
-                self._announce(now)
+        if self._timely:
+            # Time passes under load too: it takes its turn with whoever waits for a commit in flight.
+            self._timely = False
+            self.settled(self._pass_time)
         if self._committed and not self._checkpointing and not self._has_failed():
             late = now - self._checkpointed > CHECKPOINT_EVERY
             if late or (int(now / TICK) % 10 == 0 and self._store.wal_bytes() > CHECKPOINT_BYTES):
@@ -492,6 +537,22 @@ class Service:
                 self._checkpointed = now
                 task = self._loop.create_task(self._checkpoint())
                 task.add_done_callback(self._checkpoint_done)
+
+    def _pass_time(self) -> None:
+        """What is stored is shown; then see what the hour brings."""
+        self._timely = True
+        now = self._clock()
+        for obj in self.engine.snapshots(now):
+            self._show(obj)
+        counter, when = self._announced
+        if counter != self._counter and now - when >= self._announce_interval:
+            self._announce(now)
+        effects = Effects()
+        try:
+            self.engine.tick(effects, now)
+            self._commit(effects, [], {})
+        except Exception as error:  # noqa: BLE001  # the supervisor: what is half applied must never be seen
+            self._fail(error)
 
     async def _checkpoint(self) -> None:
         """Fold the journal and flush to the disk, in a thread. Between two slices, and beside the flush, commits go on."""
@@ -519,11 +580,9 @@ class Service:
     def _checkpoint_done(self, task: asyncio.Task[None]) -> None:
         self._checkpointing = False
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, StoreError):
+        if error is not None:
             self._fail(error)
             return
-        if error is not None:
-            raise error
         self._checkpointed = self._clock()
 
 

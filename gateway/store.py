@@ -85,6 +85,8 @@ class Batch(NamedTuple):
     floors: Mapping[str, int] = MappingProxyType({})
     ids: Sequence[tuple[str, str, int]] = ()
     rings: Mapping[SessionKey, Ring] = MappingProxyType({})
+    dropped: Sequence[SessionKey] = ()
+    """Sessions whose rings are forgotten."""
 
 
 class Loaded(NamedTuple):
@@ -240,11 +242,15 @@ class Store:
             for client, session, entries in db.execute("SELECT client, session, entries FROM rings")
         }
         ids = list(db.execute("SELECT client, id, code FROM ids ORDER BY number"))
-        for (entry,) in db.execute("SELECT entry FROM journal ORDER BY number"):
-            self._replay(orjson.loads(entry), by_row, rings, ids, ring_length)
+        highest = max(by_row, default=0)
+        for (text,) in db.execute("SELECT entry FROM journal ORDER BY number"):
+            entry = orjson.loads(text)
+            self._replay(entry, by_row, rings, ids, ring_length)
+            # Also the row of what has been purged since: until it is folded, the journal speaks of nothing else.
+            highest = max(highest, max((row for row, *_ in entry[0]), default=0))
         self._stored = set(by_row)
         floors = dict(db.execute("SELECT authority, version FROM floors"))
-        return Loaded(list(by_row.values()), max(by_row, default=0) + 1, floors, ids, rings)
+        return Loaded(list(by_row.values()), highest + 1, floors, ids, rings)
 
     def _replay(
         self,
@@ -289,7 +295,7 @@ class Store:
         rings = [(*key, *ring.fresh()) for key, ring in batch.rings.items()]
         entry = orjson.dumps((changed, rings, batch.ids)) if changed or rings or batch.ids else None
         try:
-            if not whole and not batch.purged and not batch.floors:
+            if not whole and not batch.purged and not batch.floors and not batch.dropped:
                 db.execute("INSERT INTO journal (entry) VALUES (?)", (entry,))
             else:
                 db.execute("BEGIN IMMEDIATE")
@@ -305,6 +311,10 @@ class Store:
         self._unfolded.update(batch.touched)
         self._unfolded_rings.update(batch.rings)
         self._unfolded_ids += batch.ids
+        for key in batch.dropped:
+            self._unfolded_rings.pop(key, None)
+            if self._folding is not None:
+                self._folding.rings.pop(key, None)
 
     def _write(self, batch: Batch, whole: list[DataObject]) -> None:
         """What does not go through the journal: objects that come and go."""
@@ -329,6 +339,7 @@ class Store:
             stored.discard(obj.row)
         for floor in batch.floors.items():
             db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
+        db.executemany("DELETE FROM rings WHERE client = ? AND session = ?", batch.dropped)
 
     def fold(self, keep_ids: int = 100_000) -> bool:
         """One slice of bringing the journal into the tables, while nobody commits; whether there is more to do.

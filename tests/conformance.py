@@ -109,8 +109,8 @@ def main() -> int:
         print(json.dumps([verdict._asdict() for verdict in verdicts], indent=2))
     else:
         words = {True: "ok", False: "FAIL"}
-        for level, test, theirs_passed, ours_passed in verdicts:
-            print(f"{level:6} {test:40} mosquitto {words[theirs_passed]:5} ours {words[ours_passed]}")
+        for level, test, of_theirs_passed, of_ours_passed in verdicts:
+            print(f"{level:6} {test:40} mosquitto {words[of_theirs_passed]:5} ours {words[of_ours_passed]}")
         print(
             f"mosquitto passes {sum(verdict.mosquitto for verdict in verdicts)} of {len(verdicts)}, "
             f"ours {sum(verdict.ours for verdict in verdicts)}"

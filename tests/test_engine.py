@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import messages
+from gateway.catalogue import Problem, Schema
 from gateway.engine import Effects
-from gateway.objects import DISCONNECTED, LIVE, STALE
+from gateway.objects import DISCONNECTED, LIVE, STALE, DataObject, Objects
 from gateway.patch import apply_patch, merge
-from gateway.rights import namespace
+from gateway.rights import ANONYMOUS, namespace
 from tests.world import CATALOGUE, EPOCH, EVERYONE, NOBODY, NOW, World, only, own
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TEMPERATURE = {"values": {"temperature": {"value": 21.5}}}
 
@@ -658,3 +662,250 @@ def test_an_observer_that_applies_the_deltas_holds_what_the_engine_holds(reports
         assert orjson.dumps(held, option=orjson.OPT_SORT_KEYS) == orjson.dumps(
             world.data("s/x"), option=orjson.OPT_SORT_KEYS
         )
+
+
+# ---- what attacks have found ---------------------------------------------------------------------------------------------
+
+
+def test_after_a_burst_of_bad_reports_the_next_rejection_names_the_place_again() -> None:
+    world = World(rejections_per_second=1, rejection_burst=3)
+    world.must("sensor", "sensor/room", warmer(1))
+    for _ in range(10):
+        world.report("sensor", "sensor/room", warmer({}))
+    world.now += 60
+    world.report("sensor", "sensor/room", warmer({}))
+    (message,) = world.inbox()
+    assert (message["place"], message["suppressed"]) == ("/values/temperature/value", 7)
+
+
+def test_a_client_without_an_inbox_is_not_searched_for_the_place_of_each_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(
+        namespace("ctxt://home.local/open/**", schema="Context", report=only(ANONYMOUS), observe=NOBODY),
+        rejections_per_second=0.001,
+        rejection_burst=3,
+    )
+    searched = []
+    problems = Schema.problems
+
+    def counting(schema: Schema, data: Any, limit: int = 5) -> list[Problem]:
+        searched.append(1)
+        return problems(schema, data, limit)
+
+    monkeypatch.setattr(Schema, "problems", counting)
+    for _ in range(50):
+        assert world.code(ANONYMOUS, "open/x", {"values": 1}) == 422
+        assert not world.inbox()
+    assert len(searched) == 3
+
+
+def test_a_clock_that_is_put_back_blocks_nobody_and_snapshots_go_on() -> None:
+    world = World(reports_per_second=10, report_burst=10)
+    world.must("sensor", "sensor/room", warmer(1))
+    world.engine.snapshots(world.now + 1)
+    world.must("sensor", "sensor/room", warmer(2))
+    world.now -= 3600
+    world.must("sensor", "sensor/room", warmer(3))
+    assert world.engine.snapshots(world.now + 0.2) == [world.obj("sensor/room")]
+    world.now += 1
+    world.must("sensor", "sensor/room", warmer(4))
+    assert world.engine.snapshots(world.now + 0.2) == [world.obj("sensor/room")]
+
+
+def test_a_refused_patch_leaves_the_known_size_of_the_object_alone() -> None:
+    world = World(bytes_per_client=300)
+    world.must("sensor", "sensor/room", warmer("x" * 200))
+    before = world.obj("sensor/room").size
+    padded = json.dumps([{"op": "add", "path": "/values/more", "value": {"value": "y" * 300}}]).encode() + b" " * 500
+    assert world.code("sensor", "sensor/room", padded) == 413
+    assert world.obj("sensor/room").size == before
+
+
+def test_small_patches_that_copy_much_count_for_what_they_make_within_one_batch() -> None:
+    world = World(bytes_per_client=50_000, creations_per_minute=0)
+    for i in range(100):
+        world.must("sensor", f"sensor/{i}", {"values": {"a": {"value": "x" * 100}}})
+    batch = Effects()
+    copies = [{"op": "copy", "from": "/values/a", "path": f"/values/{i}"} for i in range(30)]
+    payload = json.dumps(copies).encode()
+    for i in range(100):
+        world.engine.report(batch, "sensor", f"ctxt/home.local/sensor/{i}", payload, world.now)
+    world.engine.seal(batch)
+    assert sum(obj.size for obj in world.objects) <= 50_000
+
+
+def test_parsed_data_is_bounded_also_where_it_is_let_go_within_the_batch_that_changed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.engine.PARSED", 4)
+    world = World(creations_per_minute=0)
+    topics = [f"ctxt/home.local/sensor/{i}" for i in range(20)]
+    for topic in topics:
+        world.must("sensor", topic, warmer(0))
+    for turn in range(20):
+        batch = Effects()
+        for topic in topics[turn:] + topics[:turn]:
+            for value in (turn * 2 + 1, turn * 2 + 2):
+                world.engine.report(batch, "sensor", topic, json.dumps(warmer(value)).encode(), world.now)
+        world.engine.seal(batch)
+        for topic in topics[:6]:
+            world.must("sensor", topic, warmer(-turn))
+    assert sum(obj.data is not None for obj in world.objects) <= 5
+
+
+def test_who_is_back_while_its_objects_are_still_being_disconnected_stays_live() -> None:
+    world = World(status_pace=10, creations_per_minute=0)
+    for i in range(50):
+        world.must("bridge", f"bridge/{i}", warmer(1))
+    world.now += 60
+    world.presence("bridge", online=False)
+    world.tick(5.1)
+    assert len(world.tick(0.1)) == 10
+    world.presence("bridge", online=True)
+    for _ in range(20):
+        world.tick(0.1)
+    assert {obj.status for obj in world.objects} == {"live"}
+
+
+def test_a_report_after_the_loss_is_life_however_late_its_turn_comes() -> None:
+    world = World(status_pace=10, creations_per_minute=0)
+    for i in range(100):
+        world.must("bridge", f"bridge/{i}", warmer(1))
+    world.now += 60
+    world.presence("bridge", online=False)
+    world.now += 1
+    world.must("bridge", "bridge/99", warmer(2))
+    for _ in range(200):
+        world.tick(0.1)
+    assert world.obj("bridge/99").status == "live"
+    assert sum(obj.status == "disconnected" for obj in world.objects) == 99
+
+
+def test_a_restored_object_of_a_client_that_was_away_is_live_when_it_is_back() -> None:
+    world = World()
+    world.must("sensor", "sensor/room", warmer(1))
+    world.presence("sensor", online=False)
+    world.tick(6)
+    world.tick(0.1)
+    again = World(held=list(world.objects), epoch=EPOCH + 256)
+    assert again.obj("sensor/room").status == "disconnected"
+    assert [delta["status"] for delta in again.presence("sensor", online=True)] == ["live"]
+
+
+def test_a_storm_of_presence_messages_is_not_kept() -> None:
+    world = World(status_pace=10, creations_per_minute=0)
+    for i in range(200):
+        world.must("bridge", f"bridge/{i}", warmer(1))
+    world.presence("bridge", online=False)
+    for _ in range(60):
+        world.tick(1)
+    assert {obj.status for obj in world.objects} == {"disconnected"}
+    for _ in range(10):
+        world.presence("bridge", online=True)
+        assert len(world.engine._paced) <= 200
+
+
+def test_many_timers_at_one_moment_are_looked_at_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.engine.LOOKS", 50, raising=False)
+    world = World(own(stale_after=10.0), creations_per_minute=0)
+    for i in range(200):
+        world.must("sensor", f"sensor/{i}", warmer(1))
+    world.now += 9
+    for obj in world.objects:
+        obj.seen = world.now
+    world.now += 1
+    batch = Effects()
+    world.engine.tick(batch, world.now)
+    assert sum(1 for when, *_ in world.engine._stale if when > world.now) == 50
+    for _ in range(3):
+        world.tick(0.0)
+    assert all(when > world.now for when, *_ in world.engine._stale)
+
+
+def test_observers_may_still_know_of_a_tombstone_after_a_restart() -> None:
+    world = World(
+        held=[
+            DataObject(
+                topic="ctxt/home.local/sensor/room",
+                schema=None,
+                reporter="sensor",
+                name="room",
+                version=2,
+                created=0,
+                modified=int(NOW * 1000),
+                text=b"",
+                deleted=True,
+                row=1,
+            )
+        ]
+    )
+    assert world.rights.may("dash", "receive", "snapshot/ctxt/home.local/sensor/room")
+    assert world.request("dash", "read", {"resource": "ctxt://home.local/sensor/room"})["code"] == 410
+
+
+def test_a_purge_voids_what_was_known_of_rights() -> None:
+    world = World(tombstone_ttl=10)
+    world.must("sensor", "sensor/room", warmer(1))
+    world.request("sensor", "delete", {"resource": "ctxt://home.local/sensor/room"})
+    before = world.rights.generation
+    world.tick(11)
+    assert world.rights.generation > before
+
+
+def test_read_below_a_prefix_goes_on_past_what_the_client_may_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.engine.SLICE", 5)
+    world = World(
+        namespace("ctxt://home.local/a/**", schema="Context", report=only("sensor"), observe=NOBODY),
+        namespace("ctxt://home.local/b/**", schema="Context", report=only("sensor"), observe=only("dash")),
+    )
+    for i in range(100):
+        world.must("sensor", f"a/{i}", warmer(i))
+    world.must("sensor", "b/1", warmer(1))
+    answer = world.request("dash", "read", {"prefix": "ctxt://home.local/"})["body"]
+    assert [snapshot["url"] for snapshot in answer["snapshots"]] == ["ctxt://home.local/b/1"]
+    assert "next" not in answer
+
+
+def test_a_full_collection_is_not_counted_anew_for_each_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(children_per_collection=5, creations_per_minute=10)
+    world.must("sensor", "sensor/room", warmer(1))
+    counted = []
+    from_url = Objects.from_url
+
+    def counting(objects: Objects, prefix: str = "", after: str = "") -> Iterator[DataObject]:
+        counted.append(1)
+        return from_url(objects, prefix, after)
+
+    monkeypatch.setattr(Objects, "from_url", counting)
+    codes = [
+        world.code("dash", f"sensor/room/children/actions/dash/{i}", {"method": "on", "params": {}}) for i in range(50)
+    ]
+    assert codes[:10] == [200] * 5 + [413] * 5
+    assert set(codes[10:]) == {429}
+    assert len(counted) == 10
+
+
+def test_the_value_view_forgets_the_types_of_keys_that_have_gone() -> None:
+    world = World(own(value_view=True))
+    world.must("sensor", "sensor/room", {"values": {}})
+    obj = world.obj("sensor/room")
+    for i in range(3 * messages.MAX_VIEW_KEYS):
+        world.must("sensor", "sensor/room", {"values": {f"k{i - 1}": None, f"k{i}": {"value": i}}})
+        messages.value_view(obj)
+    assert len(obj.types or ()) <= 2 * messages.MAX_VIEW_KEYS
+
+
+def test_an_empty_key_is_a_key_in_the_value_view() -> None:
+    obj = DataObject(
+        topic="ctxt/h/x",
+        schema=None,
+        reporter="r",
+        name="x",
+        version=1,
+        created=0,
+        modified=0,
+        data={"a": 1, "": {"a": 2, "": 3}},
+    )
+    view = json.loads(messages.value_view(obj)[0])
+    assert (view["a"], view[".a"], view["."]) == (1, 2, 3)

@@ -77,3 +77,19 @@ def test_what_does_not_fit_begins_anew() -> None:
     assert Ring.restored(256, dump).find(200, 200) is None
     for broken in (b"", b"short", dump[:-1], dump + b"x"):
         assert Ring.restored(128, broken).dump() == Ring(128).dump()
+
+
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(0, 255)), max_size=60),
+    st.integers(1, 6),
+    st.integers(0, 3),
+)
+def test_what_is_found_is_the_newest_of_what_is_held(
+    length: int, entries: list[tuple[int, int, int]], packet_id: int, mark: int
+) -> None:
+    ring = Ring(length)
+    for entry in entries:
+        ring.remember(*entry)
+    newest = next((entry for entry in reversed(entries[-length:]) if entry[0] == packet_id), None)
+    assert ring.find(packet_id, mark) == (newest[2] if newest is not None and newest[1] == mark else None)

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.objects import DataObject, Objects
 from gateway.rights import ANONYMOUS, Clients, Rights, TopicRule, namespace
-from gateway.topics import matches
+from gateway.topics import matches, overlaps
 from tests.world import CATALOGUE, EVERYONE, NOBODY, only, own
 
 
@@ -184,3 +184,37 @@ def test_a_prefix_goes_before_every_verb() -> None:
     assert mine.may("dash", "receive", "site/one/delta/ctxt/home.local/sensor/room")
     assert mine.may("dash", "subscribe", "site/#")
     assert not mine.may("dash", "subscribe", "delta/#")
+
+
+def test_a_subscription_is_judged_in_bounded_time_however_many_objects_the_client_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = Objects([thing(f"ctxt/old/{i}", "bridge") for i in range(1_000)])
+    judge = Rights([own(observe=NOBODY, report=NOBODY)], (), objects)
+    looked: list[int] = []
+
+    def counting(one: str, other: str) -> bool:
+        looked.append(1)
+        return overlaps(one, other)
+
+    monkeypatch.setattr("gateway.rights.overlaps", counting)
+    for topic_filter in ("snapshot/ctxt/+/+/+/+/none", "snapshot/ctxt/old/none", "snapshot/ctxt/old/none/#"):
+        looked.clear()
+        judge.may("bridge", "subscribe", topic_filter)
+        assert len(looked) < 500
+    assert not judge.may("bridge", "subscribe", "snapshot/ctxt/old/none")
+    assert judge.may("bridge", "subscribe", "snapshot/ctxt/old/3/children/#")
+    assert judge.may("bridge", "subscribe", "snapshot/ctxt/old/3")
+    assert judge.may("bridge", "subscribe", "snapshot/ctxt/old/999")
+    assert judge.may("bridge", "subscribe", "snapshot/ctxt/old/#")
+
+
+def test_wide_filters_below_a_prefix_are_granted_where_something_can_match() -> None:
+    judge = rights(prefix="site/one")
+    for topic_filter in ("#", "+/#", "site/#", "+/one/snapshot/#", "site/+/delta/+/home.local/+/room", "site/one/+/#"):
+        assert judge.may("dash", "subscribe", topic_filter), topic_filter
+    for topic_filter in ("snapshot/#", "+", "site/+", "site/two/#", "+/two/#", "site/one", "site/one/report/#"):
+        assert not judge.may("dash", "subscribe", topic_filter), topic_filter
+    assert not judge.may("dash", "receive", "snapshot/ctxt/home.local/sensor/room")
+    assert judge.may("dash", "receive", "site/one/snapshot/ctxt/home.local/sensor/room")
+    assert not judge.may("sensor", "publish", "report/sensor/ctxt/home.local/sensor/room")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import aiomqtt
 import pytest
 
+from gateway.objects import DataObject
 from gateway.store import StoreError
-from tests.inside import PASSWORD, Client, clients, inside
+from tests.inside import PASSWORD, Client, Inside, clients, inside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from gateway.service import Service
+    from gateway.store import Batch
 
 TEMPERATURE = {"values": {"temperature": {"value": 21.5}}}
 TOPIC = "ctxt/home.local/sensor/room"
@@ -458,3 +465,245 @@ def test_a_port_that_is_taken_is_told_clearly(tmp_path: Path) -> None:
 
         with pytest.raises(LinkError, match=f"port {port}"):
             asyncio.run(run())
+
+
+# ---- what attacks have found ---------------------------------------------------------------------------------------------
+
+
+def _slow(gateway: Inside, seconds: float) -> None:
+    """Make the disk slow: each commit takes so long, in the thread."""
+
+    def make(service: Service) -> None:
+        commit = service._store.commit
+
+        def slowly(batch: Batch) -> None:
+            time.sleep(seconds)
+            commit(batch)
+
+        service._store.commit = slowly  # type: ignore[method-assign]
+
+    gateway.call(make)
+
+
+@contextlib.contextmanager
+def _flood(sensor: Client) -> Iterator[None]:
+    """Reports without a pause, each with another value."""
+    done = threading.Event()
+
+    def flood() -> None:
+        value = 0
+        while not done.is_set():
+            value += 1
+            sensor.paho.publish("report/sensor/" + TOPIC, json.dumps(warmer(value)), qos=0)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_long_topics_are_not_kept(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway, clients(gateway.port, "mallory") as (mallory,):
+        for i in range(20):
+            assert mallory.publish(f"report/mallory/{i}/" + "x" * 60_000, b"{}")[0] >= 0x80
+        assert gateway.call(lambda service: sum(map(len, service._doors))) < 10_000
+
+
+def test_what_was_refused_for_its_rate_may_come_again_under_its_id(tmp_path: Path) -> None:
+    settings = "[limits]\nreports_per_second = 1\nreport_burst = 2\n"
+    with inside(tmp_path, settings) as gateway, clients(gateway.port, "sensor") as (sensor,):
+        assert sensor.report("sensor/room", warmer(1))[0] == 0
+        for attempt in range(5):
+            reason, _ = sensor.report("sensor/room", warmer(2 + attempt), user=[("id", f"id{attempt}")])
+            if reason == 0x97:
+                break
+        else:
+            raise AssertionError("nothing was refused for its rate")
+        time.sleep(1.2)
+        assert sensor.report("sensor/room", warmer(9), user=[("id", f"id{attempt}")]) == (0, "")
+        assert sensor.request("read", {"resource": "ctxt://home.local/sensor/room"})["body"]["data"] == warmer(9)
+
+
+def test_a_request_with_an_id_property_is_answered_each_time(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway, clients(gateway.port, "dash") as (dash,):
+        dash.subscribe("inbox/dash")
+        for number in (1, 2):
+            dash.publish("request/dash", {"id": "a", "type": "discover"}, user=[("id", "same")])
+            dash.wait(lambda number=number: len(dash.messages()) == number)  # type: ignore[misc]
+
+
+def test_the_rejection_of_a_retained_report_names_the_url(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway, clients(gateway.port, "sensor") as (sensor,):
+        sensor.subscribe("inbox/sensor")
+        sensor.report("sensor/room", TEMPERATURE, retain=True)
+        sensor.wait(sensor.messages)
+        assert sensor.messages()[0]["resource"] == "ctxt://home.local/sensor/room"
+
+
+def test_the_redelivery_rings_of_one_client_are_bounded_also_over_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.service.RINGS", 4, raising=False)
+
+    def rings(gateway: Inside) -> int:
+        return int(gateway.call(lambda service: sum(client == "sensor" for client, _ in service._rings)))
+
+    with inside(tmp_path) as gateway:
+        with clients(gateway.port, "dash") as (dash,):
+            dash.report("dash/x", TEMPERATURE)
+        for value in range(10):
+            with clients(gateway.port, "sensor") as (sensor,):
+                assert sensor.report("sensor/room", warmer(value))[0] == 0
+        assert rings(gateway) == 4
+        assert gateway.call(lambda service: any(client == "dash" for client, _ in service._rings))
+    with inside(tmp_path) as gateway:
+        assert rings(gateway) == 4
+        with clients(gateway.port, "sensor") as (sensor,):
+            assert sensor.report("sensor/room", warmer(99))[0] == 0
+        assert rings(gateway) == 4
+
+
+def test_snapshots_go_out_under_load_on_a_slow_disk(tmp_path: Path) -> None:
+    with (
+        inside(tmp_path, 'durability = "power"\n') as gateway,
+        clients(gateway.port, "sensor", "dash") as (sensor, dash),
+    ):
+        _slow(gateway, 0.05)
+        sensor.report("sensor/room", TEMPERATURE)
+        dash.subscribe("snapshot/#")
+        with _flood(sensor):
+            dash.wait(lambda: len(dash.heard) > 5)
+
+
+def test_time_passes_under_load_on_a_slow_disk(tmp_path: Path) -> None:
+    settings = (
+        'durability = "power"\n[[namespace]]\nmatch = "ctxt://home.local/{client}/**"\n'
+        'report = ["*"]\nobserve = ["*"]\nstale_after = "500ms"\n'
+    )
+    with inside(tmp_path, settings) as gateway, clients(gateway.port, "sensor", "dash") as (sensor, dash):
+        _slow(gateway, 0.05)
+        sensor.report("sensor/other", TEMPERATURE)
+        dash.subscribe("delta/ctxt/home.local/sensor/other")
+        with _flood(sensor):
+            dash.wait(lambda: any(m.get("status") == "stale" for m in dash.messages()))
+
+
+def test_it_stops_under_load_on_a_slow_disk(tmp_path: Path) -> None:
+    gateway = Inside(tmp_path, 'durability = "power"\n', ("sensor",))
+    try:
+        with clients(gateway.port, "sensor") as (sensor,):
+            _slow(gateway, 0.05)
+            with _flood(sensor):
+                time.sleep(0.5)
+                gateway.stop()
+    finally:
+        if gateway._thread.is_alive():
+            gateway.stop()
+    assert gateway.problem is None
+
+
+def test_an_error_of_our_own_stops_the_gateway_before_anything_is_shown(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway, clients(gateway.port, "sensor", "dash") as (sensor, dash):
+        sensor.report("sensor/room", TEMPERATURE)
+        dash.subscribe("delta/#")
+
+        def sabotage(service: Service) -> None:
+            report = service.engine.report
+
+            def broken(*given: Any) -> None:
+                report(*given)
+                raise KeyError("a mistake of ours")
+
+            service.engine.report = broken  # type: ignore[method-assign, assignment]
+
+        gateway.call(sabotage)
+        sensor.paho.publish("report/sensor/" + TOPIC, json.dumps(warmer(2)), qos=1)
+        error = _failure(gateway)
+        assert isinstance(error, KeyError)
+        time.sleep(0.2)
+        assert not dash.heard
+
+
+def test_an_error_of_our_own_in_the_commits_thread_stops_the_gateway(tmp_path: Path) -> None:
+    with inside(tmp_path, 'durability = "power"\n') as gateway, clients(gateway.port, "sensor") as (sensor,):
+        sensor.report("sensor/room", TEMPERATURE)
+
+        def sabotage(service: Service) -> None:
+            def broken(batch: Batch) -> None:
+                raise TypeError("a mistake of ours")
+
+            service._store.commit = broken  # type: ignore[method-assign]
+
+        gateway.call(sabotage)
+        sensor.paho.publish("report/sensor/" + TOPIC, json.dumps(warmer(2)), qos=1)
+        assert isinstance(_failure(gateway), TypeError)
+
+
+def _failure(gateway: Inside) -> BaseException | None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if gateway.call(lambda service: service.failed is not None and service.failed.done()):
+            break
+        time.sleep(0.02)
+    found: BaseException | None = gateway.call(
+        lambda service: service.failed.exception() if service.failed is not None and service.failed.done() else None
+    )
+    return found
+
+
+def test_a_report_taken_in_before_the_loss_is_no_life_after_it(tmp_path: Path) -> None:
+    with (
+        inside(tmp_path, 'durability = "power"\n[timing]\noffline_grace = "300ms"\n') as gateway,
+        clients(gateway.port, "dash") as (dash,),
+        clients(gateway.port, "sensor") as (sensor,),
+    ):
+        sensor.report("sensor/room", TEMPERATURE)
+        dash.subscribe("delta/#")
+        _slow(gateway, 0.3)
+        for value in (1, 2, 3):
+            sensor.paho.publish("report/sensor/" + TOPIC, json.dumps(warmer(value)), qos=0)
+            time.sleep(0.05)
+        sensor.drop()
+        dash.wait(lambda: any(m.get("status") == "disconnected" for m in dash.messages()))
+        merges = [m["version"] for m in dash.messages() if "merge" in m]
+        status = [m["version"] for m in dash.messages() if m.get("status") == "disconnected"]
+        assert max(merges) < min(status)
+
+
+def test_long_searches_take_turns_one_slice_at_a_time(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway:
+        looked: list[int] = []
+
+        def search(number: int) -> Iterator[None]:
+            for _ in range(3):
+                looked.append(number)
+                yield None
+
+        def start(service: Service) -> int:
+            service._work.extend(search(number) for number in range(3))
+            service._step()
+            return len(looked)
+
+        assert gateway.call(start) == 1
+        deadline = time.monotonic() + 10
+        while len(looked) < 9 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert looked == [0, 1, 2] * 3
+
+
+def test_a_subscription_that_matches_little_does_not_search_everything_at_once(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway:
+
+        def steps(service: Service) -> int:
+            facts = {"schema": None, "reporter": "r", "name": "x", "version": 1, "created": 0, "modified": 0}
+            for i in range(1_000):
+                service.engine.objects.add(DataObject(topic=f"ctxt/home.local/r/{i}", text=b"{}", **facts))  # type: ignore[arg-type]
+            found = list(service.retained("snapshot/+/+/+/none"))
+            assert not any(payload for _, payload, _ in found)
+            return len(found)
+
+        assert gateway.call(steps) >= 20

@@ -256,3 +256,42 @@ def test_checkpoints_run_beside_commits(tmp_path: Path) -> None:
     (again,) = loaded.objects
     assert again.version == obj.version
     store.close()
+
+
+def test_a_row_that_the_journal_still_speaks_of_is_not_given_to_another_object(tmp_path: Path) -> None:
+    store, _ = reopened(tmp_path / "one")
+    obj = thing(row=1)
+    store.commit(touched(obj))
+    obj.version = 57
+    store.commit(touched(obj))
+    obj.deleted, obj.version, obj.text = True, 58, b""
+    store.commit(touched(obj))
+    store.commit(Batch(purged=[obj], floors={"ctxt/h": 58}))
+    killed = copied(tmp_path / "one", tmp_path / "killed")
+    store.close()
+    store, loaded = reopened(killed)
+    other = thing("ctxt/other/b", loaded.next_row, version=1, text=b'{"mine":1}')
+    store.commit(touched(other))
+    again = copied(killed, tmp_path / "again")
+    store.close()
+    store, loaded = reopened(again)
+    (kept,) = loaded.objects
+    store.close()
+    assert (kept.topic, kept.version, kept.text) == ("ctxt/other/b", 1, b'{"mine":1}')
+
+
+def test_a_dropped_ring_is_gone_also_from_what_is_still_to_be_folded(tmp_path: Path) -> None:
+    store, _ = reopened(tmp_path / "one")
+    rings = {("r", str(i)): Ring(64) for i in range(3)}
+    for ring in rings.values():
+        ring.remember(1, 2, 0)
+    store.commit(Batch(rings=rings))
+    store.commit(Batch(dropped=[("r", "0")]))
+    while store.fold():
+        pass
+    rings["r", "1"].remember(3, 4, 0)
+    store.commit(Batch(rings={("r", "1"): rings["r", "1"]}, dropped=[("r", "2")]))
+    store.close()
+    store, loaded = reopened(tmp_path / "one")
+    assert set(loaded.rings) == {("r", "1")}
+    store.close()
