@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.broker.house import House, Limits
     from gateway.broker.session import Found
-    from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe
+    from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe, Will
 
 __all__ = ["Broker", "Counters", "Route"]
 
@@ -124,6 +124,7 @@ class Broker:
         self._connections: set[Connection] = set()
         self._clients: dict[str, set[Session]] = {}
         self._absent: dict[Session, float] = {}
+        self._wills: dict[Session, tuple[float, Will]] = {}
         self._kept: dict[str, int] = {}
         self._dirty: list[Connection] = []
         self._scheduled = False
@@ -157,6 +158,7 @@ class Broker:
     async def stop(self) -> None:
         """Close the listeners, disconnect every client (0x8B) and wait for them. No will fires, the house is not told."""
         self._stopping = True
+        self._wills.clear()
         for server in self._servers:
             server.close()
         for connection in list(self._connections):
@@ -483,6 +485,7 @@ class Broker:
             session = self.sessions[key] = Session(self, client, client_id, level)
             self._kept[client] = self._kept.get(client, 0) + 1
         self._absent.pop(session, None)
+        self._wills.pop(session, None)  # it is back in time [MQTT-3.1.3-9]
         session.will = connect.will
         session.problem_information = bool(asked.get(Property.REQUEST_PROBLEM_INFORMATION, 1))
         session.max_packet = asked.get(Property.MAXIMUM_PACKET_SIZE, UNLIMITED)
@@ -546,22 +549,30 @@ class Broker:
         last = not sessions
         if last:
             del self._clients[session.client]
+        will, session.will = session.will, None
+        if self._stopping or clean:
+            will = None
         if not session.expiry:
             self._forget(session)
         else:
-            self._absent[session] = self.clock() + session.expiry
+            now = self.clock()
+            self._absent[session] = now + session.expiry
+            delay = will.properties.get(Property.WILL_DELAY_INTERVAL, 0) if will and will.properties else 0
+            if will is not None and delay:
+                self._wills[session] = (now + min(delay, session.expiry), will)
+                will = None
         if self._stopping:
             return
-        will, session.will = session.will, None
-        if will is not None and not clean:
-            publish = Publish(
-                will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session
-            )
-            self._fire(session, publish)
+        if will is not None:
+            self._fire(session, will)
         self.house.offline(session, clean=clean, last=last and not replaced)
 
-    def _fire(self, session: Session, publish: Publish) -> None:
-        """A will is a publish like any other: judged now, whatever held when it was left [MQTT-3.1.2-8]."""
+    def _fire(self, session: Session, will: Will) -> None:
+        """A will is a publish like any other: judged now, whatever held when it was left [MQTT-3.1.2-8].
+
+        Its message expiry begins now too (section 3.1.3.2.4).
+        """
+        publish = Publish(will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session)
         if not self.house.may_publish(session.client, publish.topic):
             self.counters.denied_publish += 1
             return
@@ -589,6 +600,9 @@ class Broker:
         session.queued = 0
         self._absent.pop(session, None)
         del self.sessions[session.key]
+        waiting = self._wills.pop(session, None)
+        if waiting is not None and not self._stopping:
+            self._fire(session, waiting[1])  # the session's end is the latest moment [MQTT-3.1.3-9]
 
     # ---- SUBSCRIBE -----------------------------------------------------------------------------------------------------
 
@@ -657,7 +671,12 @@ class Broker:
             self.sweep(self.clock())
 
     def look(self, now: float) -> None:
-        """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end."""
+        """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end.
+
+        And let the wills go whose delay is over.
+        """
+        for session in [session for session, (due, _) in self._wills.items() if due <= now]:
+            self._fire(session, self._wills.pop(session)[1])
         late = []
         for connection in self._connections:
             if connection.heard and connection.session is not None:
