@@ -433,6 +433,7 @@ class Connection(asyncio.Protocol):
             self.doomed = True
             if self.session is not None:
                 self.session.refresh()
+                self.broker.hand_over(self.session)
             self.broker.loop.call_soon(self.end, reason)
 
     def _linger(self) -> None:

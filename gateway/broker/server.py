@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from gateway.broker.connection import HOUSE, WINDOW, Connection
 from gateway.broker.retained import Kept, Retained
-from gateway.broker.session import UNLIMITED, Message, Session, make
-from gateway.broker.subscriptions import Entry, Route, Subscriptions
-from gateway.topics import valid_filter, valid_name
-from gateway.wire.codec import encode, encode_puback, publish_parts
+from gateway.broker.session import UNLIMITED, Message, Session, Tracked, make
+from gateway.broker.subscriptions import Entry, Route, Subscriptions, identifier_properties
+from gateway.topics import split_share, valid_filter, valid_name
+from gateway.wire.codec import Decoder, encode, encode_puback, publish_parts
 from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Unsuback
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.broker.house import House, Limits
     from gateway.broker.session import Found
+    from gateway.broker.subscriptions import Share
     from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe, Will
 
 __all__ = ["Broker", "Counters", "Route"]
@@ -309,7 +310,11 @@ class Broker:
                 granted = qos
             retain = route.retain and group.retain_as_published
             head, tail = publish_parts(route.name, payload, group.level, granted, retain, group.properties)
-            message = Message(head, tail, granted, route.topic, route.rights)
+            message = (
+                Message(head, tail, granted, route.topic, route.rights)
+                if group.share is None
+                else Tracked(head, tail, granted, route.topic, route.rights, group.share)
+            )
             members = group.members
             for session in members:
                 session.deliver(message)
@@ -366,6 +371,7 @@ class Broker:
                 passed_on,
                 expires,
                 self,
+                group.share,
             )
             for session in group.members:
                 if group.no_local and session is origin:
@@ -374,6 +380,85 @@ class Broker:
                 reached += 1
         self.counters.publishes_out += reached
         return reached
+
+    # ---- shared subscriptions ------------------------------------------------------------------------------------------
+
+    def hand_over(self, session: Session) -> None:
+        """Give what waits for a member that cannot be reached now, and was never sent to it, to members that can be.
+
+        What has been sent stays with its session as long as that lasts: the client may have it already.
+        """
+        if not session.shares or not session.queue or self._stopping:
+            return
+        kept: deque[Message] = deque()
+        moved: list[tuple[Entry, Message]] = []
+        for message in session.queue:
+            entry = None if message.share is None else message.share.pick(message.topic)
+            if entry is None or entry.session is session or entry.session.connection is None:
+                kept.append(message)
+            else:
+                moved.append((entry, message))
+        if not moved:
+            return
+        freed = sum(message.size for _, message in moved)
+        session.queue = kept
+        session.queued -= freed
+        self.queued -= freed
+        session.queued_qos0 = sum(not message.qos for message in kept)
+        session.refresh()
+        for entry, message in moved:
+            self._give(entry, message, session.level)
+
+    def pass_on(self, session: Session, message: Message) -> bool:
+        """Give a message that one member has no room for to one that is connected; whether there is any."""
+        share: Share | None = message.share
+        entry = None if share is None else share.pick(message.topic)
+        if entry is None or entry.session is session or entry.session.connection is None:
+            return False
+        self._give(entry, message, session.level)
+        return True
+
+    def _give(self, entry: Entry, message: Message, level: int) -> None:
+        """Write a message that was another member's, in that one's level, for this one."""
+        session = entry.session
+        if not self.house.may_receive(session.client, message.topic):
+            self.counters.denied_receive += 1
+            return
+        if message.expires and message.expires <= self.clock():
+            self.counters.expired += 1
+            return
+        decoder = Decoder(server=False, level=level, max_packet=UNLIMITED)
+        packet = message.head + (b"\x00\x01" if message.qos else b"") + message.tail
+        (publish,) = decoder.feed(packet)
+        assert isinstance(publish, Publish)
+        properties = {name: value for name, value in (publish.properties or {}).items() if name not in LEFT_BEHIND}
+        session.deliver(
+            make(
+                message.topic,
+                message.topic.encode(),
+                publish.payload,
+                session.level,
+                min(publish.qos, entry.qos),
+                publish.retain and entry.retain_as_published,
+                identifier_properties([entry.identifier] if entry.identifier else []),
+                properties or None,
+                message.expires,
+                self,
+                message.share,
+            )
+        )
+
+    def _regroup(self, session: Session) -> None:
+        """A session can be reached, or no longer."""
+        for share in (session.shares or {}).values():
+            self.subscriptions.regroup(share)
+
+    def _joined(self, session: Session) -> None:
+        """A member can be reached: it gets what waits for those of its groups that cannot."""
+        for share in list((session.shares or {}).values()):
+            for other in list(share.entries):
+                if other.connection is None:
+                    self.hand_over(other)
 
     # ---- retained messages for new subscriptions -----------------------------------------------------------------------
 
@@ -502,7 +587,7 @@ class Broker:
             granted[Property.MAXIMUM_PACKET_SIZE] = limits.max_packet
             granted[Property.TOPIC_ALIAS_MAXIMUM] = limits.topic_aliases
             granted[Property.RETAIN_AVAILABLE] = 1
-            granted[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 0
+            granted[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 1
         else:
             session.window = limits.inflight
             session.expiry = 0.0 if connect.clean_start else float(limits.session_expiry)
@@ -515,7 +600,9 @@ class Broker:
         connack = Connack(session_present=present, properties=granted if level >= 5 else None)
         connection.put(encode(connack, level))
         if present:
+            self._regroup(session)
             session.resend()
+            self._joined(session)
         self.house.online(session)
         connection.admitted(keep_alive * 1.5)
 
@@ -555,6 +642,8 @@ class Broker:
         if not session.expiry:
             self._forget(session)
         else:
+            self._regroup(session)
+            self.hand_over(session)
             now = self.clock()
             self._absent[session] = now + session.expiry
             delay = will.properties.get(Property.WILL_DELAY_INTERVAL, 0) if will and will.properties else 0
@@ -592,6 +681,14 @@ class Broker:
         for topic_filter in session.subscriptions:
             self.subscriptions.remove(session, topic_filter)
         session.subscriptions.clear()
+        orphans: list[Message] = []
+        if session.shares and not self._stopping:
+            # What it may have had at QoS 2 is nobody else's [MQTT-4.8.2-5]; the rest is not lost.
+            orphans += [
+                message for message in session.inflight.values() if message and message.share and message.qos == 1
+            ]
+            orphans += [message for message in session.queue or () if message.share]
+            session.shares = None
         session.incoming.clear()
         session.received.clear()
         session.inflight.clear()
@@ -603,6 +700,10 @@ class Broker:
         waiting = self._wills.pop(session, None)
         if waiting is not None and not self._stopping:
             self._fire(session, waiting[1])  # the session's end is the latest moment [MQTT-3.1.3-9]
+        for message in orphans:
+            entry = message.share.pick(message.topic)
+            if entry is not None:
+                self._give(entry, message, session.level)
 
     # ---- SUBSCRIBE -----------------------------------------------------------------------------------------------------
 
@@ -629,9 +730,15 @@ class Broker:
             session.subscriptions[wanted.topic_filter] = entry
             self.subscriptions.add(entry)
             reasons.append(wanted.qos)
+            if entry.share is not None:
+                if session.shares is None:
+                    session.shares = {}
+                session.shares[wanted.topic_filter] = entry.share
+                continue  # no retained messages (section 4.8.2)
             if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and not known):
                 feeds.append(entry)
         connection.put(encode(Suback(packet.packet_id, reasons), session.level))
+        self._joined(session)
         for entry in feeds:
             session.start_feed(entry, self._retained_below(entry.topic_filter))
         if session.hungry:
@@ -639,11 +746,14 @@ class Broker:
 
     def _refused(self, session: Session, wanted: Subscription) -> int | None:
         topic_filter = wanted.topic_filter
-        if topic_filter.startswith("$share/"):
-            return Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
-        if len(topic_filter.encode()) > self.limits.filter_bytes or not valid_filter(topic_filter):
+        try:
+            share = split_share(topic_filter)
+        except ValueError:
             return Reason.TOPIC_FILTER_INVALID
-        if not self.house.may_subscribe(session.client, topic_filter):
+        asked = topic_filter if share is None else share.topic_filter
+        if len(topic_filter.encode()) > self.limits.filter_bytes or not valid_filter(asked):
+            return Reason.TOPIC_FILTER_INVALID
+        if not self.house.may_subscribe(session.client, asked):
             return Reason.NOT_AUTHORIZED
         if topic_filter not in session.subscriptions and len(session.subscriptions) >= self.limits.subscriptions:
             return Reason.QUOTA_EXCEEDED
@@ -658,6 +768,9 @@ class Broker:
                 continue
             self.subscriptions.remove(session, topic_filter)
             session.stop_feed(topic_filter)
+            if session.shares and topic_filter in session.shares:
+                self.hand_over(session)
+                del session.shares[topic_filter]
             reasons.append(Reason.SUCCESS)
         connection.put(encode(Unsuback(packet.packet_id, reasons), session.level))
 

@@ -6,7 +6,7 @@ A session outlives its connection as long as its expiry says. Its key is (client
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gateway.broker.subscriptions import NEVER, identifier_properties
 from gateway.wire.codec import encode, encode_properties, encode_puback, publish_parts
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gateway.broker.connection import Connection
     from gateway.broker.server import Broker
-    from gateway.broker.subscriptions import Entry
+    from gateway.broker.subscriptions import Entry, Share
     from gateway.wire.packets import Properties, Will
 
 UNLIMITED = 1 << 32
@@ -71,6 +71,21 @@ class Message:
         self.expires = 0.0
         self.again: Again | None = None
 
+    share: ClassVar[Any] = None
+    """The shared subscription that this is one member's part of; see `Tracked`."""
+
+
+class Tracked(Message):
+    """A message of which more must be known than what goes out: most are none of these, and cost nothing for it."""
+
+    __slots__ = ("share",)
+
+    share: Share | None  # type: ignore[misc] # hides the plain message's
+
+    def __init__(self, head: bytes, tail: bytes, qos: int, topic: str, rights: int, share: Share | None) -> None:
+        super().__init__(head, tail, qos, topic, rights)
+        self.share = share
+
 
 class Feed:
     """The retained messages that one new subscription is still to be sent, found as they are sent."""
@@ -112,6 +127,8 @@ class Session:
         "queued",
         "queued_qos0",
         "received",
+        "seed",
+        "shares",
         "subscriptions",
         "will",
         "window",
@@ -122,12 +139,14 @@ class Session:
         self.client = client
         self.client_id = client_id
         self.key = (client, client_id)
+        self.seed = b""
         self.level = level
         self.connection: Connection | None = None
         self.dead = False
         self.expiry = 0.0
         self.will: Will | None = None
         self.subscriptions: dict[str, Entry] = {}
+        self.shares: dict[str, Share] | None = None
         self.problem_information = True
         # Out.
         self.out: list[bytes] = []
@@ -192,6 +211,8 @@ class Session:
         if connection is None and (self.dead or not message.qos):
             return
         if connection is not None and connection.doomed:
+            if message.share is not None:
+                self.broker.pass_on(self, message)
             return
         if self._full(message.size):
             if not message.qos:
@@ -199,9 +220,10 @@ class Session:
                 return
             self._drop_qos0()
             if self._full(message.size):
-                counters.dropped_queue += 1
                 if connection is not None:
                     connection.doom(Reason.QUOTA_EXCEEDED)
+                if message.share is None or not self.broker.pass_on(self, message):
+                    counters.dropped_queue += 1
                 return
         if self.queue is None:
             self.queue = deque()
@@ -283,7 +305,14 @@ class Session:
             head, tail = publish_parts(
                 name, payload, level, message.qos, retain, identifiers + encode_properties(properties)
             )
-            message = Message(head, tail, message.qos, message.topic, generation)
+            again = message.again
+            message = (
+                Message(head, tail, message.qos, message.topic, generation)
+                if message.share is None
+                else Tracked(head, tail, message.qos, message.topic, generation, message.share)
+            )
+            message.expires = broker.clock() + left
+            message.again = again
         if message.size > self.max_packet:
             broker.counters.dropped_too_large += 1
             return None
@@ -450,6 +479,7 @@ def make(
     properties: Properties | None,
     expires: float,
     broker: Broker,
+    share: Share | None = None,
 ) -> Message:
     """A message with whatever properties its publisher gave it. `name` is the encoded topic; `expires` 0 = never."""
     again = None
@@ -461,7 +491,12 @@ def make(
     if level >= 5 and properties:
         encoded = identifiers + encode_properties(properties)
     head, tail = publish_parts(name, payload, level, qos, retain, encoded)
-    message = Message(head, tail, qos, topic, broker.house.generation)
+    generation = broker.house.generation
+    message = (
+        Message(head, tail, qos, topic, generation)
+        if share is None
+        else Tracked(head, tail, qos, topic, generation, share)
+    )
     message.expires = expires
     message.again = again
     return message

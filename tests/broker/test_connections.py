@@ -49,7 +49,7 @@ def test_a_client_is_admitted_in_both_dialects_and_told_the_limits() -> None:
             assert properties[Property.RECEIVE_MAXIMUM] == 7
             assert properties[Property.MAXIMUM_PACKET_SIZE] == 5_000
             assert properties[Property.TOPIC_ALIAS_MAXIMUM] == 3
-            assert properties[Property.SHARED_SUBSCRIPTION_AVAILABLE] == 0
+            assert properties[Property.SHARED_SUBSCRIPTION_AVAILABLE] == 1
             assert Property.ASSIGNED_CLIENT_IDENTIFIER not in properties
             three = await RawClient.connect(port, "bob", 4)
             assert three.connack == Connack()
