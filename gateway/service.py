@@ -577,6 +577,7 @@ def broker_limits(settings: Settings) -> BrokerLimits:
         topic_aliases=broker.topic_aliases,
         retained_messages=broker.retained_messages,
         retained_bytes=broker.retained_bytes,
+        sys_interval=broker.sys_interval,
     )
 
 
@@ -602,7 +603,9 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
         for entry in settings.namespace
     ]
     rules = [TopicRule(rule.topic_filter, clients(rule.write), clients(rule.read)) for rule in settings.topic]
-    return Rights(namespaces, rules, Objects(), prefix=settings.topic_prefix)
+    return Rights(
+        namespaces, rules, Objects(), prefix=settings.topic_prefix, statistics=clients(settings.broker.sys_read)
+    )
 
 
 def build(settings: Settings) -> Service:
@@ -621,6 +624,7 @@ def build(settings: Settings) -> Service:
             EmbeddedAcl(rights),
             credentials,
             prefix=settings.topic_prefix,
+            version=f"ctxt-gateway {gateway.__version__}",
         )
         return Service(
             gateway_id=settings.id,

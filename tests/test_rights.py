@@ -184,3 +184,22 @@ def test_a_prefix_goes_before_every_verb() -> None:
     assert mine.may("dash", "receive", "site/one/delta/ctxt/home.local/sensor/room")
     assert mine.may("dash", "subscribe", "site/#")
     assert not mine.may("dash", "subscribe", "delta/#")
+
+
+def test_the_brokers_own_values_are_for_those_named_and_never_written() -> None:
+    named = Rights([own()], (), Objects(), prefix="site", statistics=only("dash"))
+    everyone = Rights([own()], (), Objects(), statistics=EVERYONE)
+    for found, client, may in (
+        (named, "dash", True),
+        (named, "sensor", False),
+        (named, ANONYMOUS, False),
+        (everyone, "sensor", True),
+        (everyone, ANONYMOUS, False),
+        (rights(), "sensor", False),
+    ):
+        assert found.may(client, "receive", "$SYS/broker/uptime") is may
+        for wanted in ("$SYS/#", "$SYS/broker/uptime", "$share/g/$SYS/broker/#"):
+            assert found.may(client, "subscribe", wanted) is may
+        assert not found.may(client, "receive", "$SYS/other")
+        assert not found.may(client, "subscribe", "$SYS/other/#")
+        assert not found.may(client, "publish", "$SYS/broker/uptime")

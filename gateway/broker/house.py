@@ -55,6 +55,8 @@ class Limits:
     topic_aliases: int = 32
     retained_messages: int = 10_000
     retained_bytes: int = 64 * 1024 * 1024
+    sys_interval: float = 10.0
+    """Seconds between two renewals of `$SYS/broker/…`; 0 = never, they are only told to new subscribers."""
     routes: int = 20_000
     """Topics whose subscribers are remembered; when full the table begins anew."""
 

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
 from gateway.broker.retained import Kept, Retained
 from gateway.broker.session import UNLIMITED, Message, Session, Tracked, make
 from gateway.broker.subscriptions import Entry, Route, Subscriptions, identifier_properties
-from gateway.topics import split_share, valid_filter, valid_name
+from gateway.topics import matches, split_share, valid_filter, valid_name
 from gateway.wire.codec import Decoder, encode, encode_puback, publish_parts
 from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Unsuback
 
@@ -107,10 +108,15 @@ class Broker:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, house: House, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, house: House, limits: Limits, *, version: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.house = house
         self.limits = limits
+        self.version = version
         self.clock = clock
+        self._began = clock()
+        self._told = self._began
         self.counters = Counters()
         self.sessions: dict[tuple[str, str], Session] = {}
         self.subscriptions = Subscriptions(limits.routes)
@@ -197,6 +203,11 @@ class Broker:
         self.counters.connections = len(self._connections)
         if self._gone is not None and not self._connections and not self._gone.done():
             self._gone.set_result(None)
+
+    @property
+    def connected_sessions(self) -> int:
+        """Sessions that have a connection now."""
+        return len(self.sessions) - len(self._absent)
 
     def clients(self) -> set[str]:
         """Names of the clients that are connected."""
@@ -497,6 +508,10 @@ class Broker:
     def _retained_below(self, topic_filter: str) -> Iterator[Found | None]:
         for topic, payload, qos in self.house.retained(topic_filter):
             yield topic, payload, qos, None, 0.0
+        if topic_filter.startswith("$"):
+            for topic, payload in statistics.values(self, self.clock() - self._began).items():
+                if matches(topic_filter, topic):
+                    yield topic, payload, 0, None, 0.0
         for found in self.retained.below(topic_filter):
             kept = None if found is None else self.retained.get(found)
             if found is None or kept is None or (kept.expires and kept.expires <= self.clock()):
@@ -786,8 +801,13 @@ class Broker:
     def look(self, now: float) -> None:
         """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end.
 
-        And let the wills go whose delay is over.
+        And let the wills go whose delay is over, and renew `$SYS/broker/…`.
         """
+        if self.limits.sys_interval and now - self._told >= self.limits.sys_interval:
+            self._told = now
+            if self.wants(statistics.HEAD):
+                for topic, payload in statistics.values(self, now - self._began).items():
+                    self.publish(topic, payload, qos=0, retain=True)
         for session in [session for session, (due, _) in self._wills.items() if due <= now]:
             self._fire(session, self._wills.pop(session)[1])
         late = []

@@ -50,6 +50,7 @@ class LocalLink:
         credentials: Credentials,
         *,
         prefix: str = "",
+        version: str = "",
     ) -> None:
         self._listener = listener
         self._acl = acl
@@ -59,7 +60,7 @@ class LocalLink:
         self._receiver: Receiver | None = None
         self._poll: asyncio.TimerHandle | None = None
         self.address = (listener.host, listener.port)
-        self.broker = Broker(self, limits)
+        self.broker = Broker(self, limits, version=version)
         self.may_publish = acl.may_publish
         self.may_subscribe = acl.may_subscribe
         self.may_receive = acl.may_receive

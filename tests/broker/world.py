@@ -118,7 +118,7 @@ class TableHouse:
 async def running(house: TableHouse | None = None, **limits: Any) -> AsyncIterator[tuple[TableHouse, Broker, int]]:
     """A broker on a free port of 127.0.0.1; in the end every raw client is closed."""
     house = house or TableHouse()
-    broker = house.broker = Broker(house, Limits(**limits))
+    broker = house.broker = Broker(house, Limits(**limits), version="test 1")
     _, port = await broker.listen("127.0.0.1", 0)
     try:
         yield house, broker, port
