@@ -28,10 +28,11 @@ from gateway.topics import matches
 from gateway.wire.packets import Property, Publish, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.links.link import Link
     from gateway.objects import DataObject
+    from gateway.sessions import Restored
     from gateway.settings import Settings
 
 TICK = 0.1
@@ -97,6 +98,7 @@ class Service:
         self._clock = clock
         self._store = store
         self._link = link
+        self._journal = link.journal
         self._rights = rights
         self._prefix = prefix + "/" if prefix else ""
         self._snapshots = self._prefix + "snapshot/"
@@ -161,6 +163,8 @@ class Service:
             self._link.publish(self._announce_topic, payload, qos=1, retain=True)
         await self._link.stop()
         self._writer.shutdown(wait=True)
+        if self._journal is not None and not self._has_failed():
+            self._store.commit(Batch(sessions=self._journal.take(sweep=True)))
         if self.failed is not None and not self.failed.done():
             self.failed.cancel()
         self._store.close()
@@ -298,6 +302,16 @@ class Service:
         if client != ANONYMOUS:
             self.settled(lambda: self._alone(lambda effects, now: self.engine.presence(effects, client, False, now)))
 
+    def save(self) -> None:
+        """Acknowledgements wait for what the broker's sessions have to store: now, or behind the commit in flight."""
+        journal = self._journal
+        if journal is not None and journal.urgent and not self._busy:
+            self._commit(Effects(), [], {})
+
+    def sessions(self) -> Iterable[Restored]:
+        """The broker's sessions of an earlier run."""
+        return self._store.sessions()
+
     def _alone(self, act: Callable[[Effects, float], None]) -> None:
         effects = Effects()
         act(effects, self._clock())
@@ -305,13 +319,25 @@ class Service:
 
     # ---- the commit ----------------------------------------------------------------------------------------------------
 
-    def _commit(self, effects: Effects, answers: list[Pending], rings: dict[tuple[str, str], Ring]) -> None:
-        """Store, then let out. Nothing is visible before it is stored."""
-        if not rings and not effects.durable():
-            self._emit(effects, answers)
+    def _commit(
+        self,
+        effects: Effects,
+        answers: list[Pending],
+        rings: dict[tuple[str, str], Ring],
+        *,
+        sweep: bool = False,
+    ) -> None:
+        """Store, then let out. Nothing is visible before it is stored. What the broker's sessions have to store goes along."""
+        journal = self._journal
+        durable = bool(rings) or effects.durable()
+        changes = None
+        if journal is not None and (journal.dirty if durable else journal.urgent or (sweep and journal.look())):
+            changes = journal.take(sweep=sweep)
+        if not durable and not changes:
+            self._emit(effects, answers, saved=changes is not None)
             return
         self.engine.seal(effects)
-        batch = Batch(effects.touched, effects.purged, effects.floors.items(), effects.ids, rings.items())
+        batch = Batch(effects.touched, effects.purged, effects.floors.items(), effects.ids, rings.items(), changes)
         self._committed = True
         self.commits += 1
         if not self._off_loop:
@@ -324,15 +350,18 @@ class Service:
             if time.perf_counter() - started > SLOW_COMMIT:
                 self._off_loop = True
                 self._quick_commits = 0
-            self._emit(effects, answers)
+            self._emit(effects, answers, saved=changes is not None)
             return
         self._busy = True
         assert self._loop is not None
         started = time.perf_counter()
         future = self._loop.run_in_executor(self._writer, self._store.commit, batch)
-        future.add_done_callback(lambda done: self._stored(done, effects, answers, started))
+        saved = changes is not None
+        future.add_done_callback(lambda done: self._stored(done, effects, answers, started, saved))
 
-    def _stored(self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float) -> None:
+    def _stored(
+        self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float, saved: bool
+    ) -> None:
         """A commit made in the thread has ended."""
         error = done.exception()
         if isinstance(error, StoreError):
@@ -344,7 +373,7 @@ class Service:
             self._quick_commits = self._quick_commits + 1 if time.perf_counter() - started < SLOW_COMMIT else 0
             if self._quick_commits >= 100:
                 self._off_loop = False
-        self._emit(effects, answers)
+        self._emit(effects, answers, saved=saved)
         self._idle()
 
     def _idle(self) -> None:
@@ -359,6 +388,7 @@ class Service:
         if self._paused and not self._waiting:
             self._paused = False
             self._link.resume()
+        self.save()
 
     def settled(self, then: Callable[[], None]) -> None:
         """Run `then` when nothing is applied but not yet stored."""
@@ -369,9 +399,11 @@ class Service:
 
     # ---- out -----------------------------------------------------------------------------------------------------------
 
-    def _emit(self, effects: Effects, answers: list[Pending]) -> None:
-        """Hot: deltas out, new objects' snapshots, replies, acknowledgements."""
+    def _emit(self, effects: Effects, answers: list[Pending], *, saved: bool = False) -> None:
+        """Hot: deltas out, new objects' snapshots, replies, acknowledgements. `saved`: the broker's sessions were stored too."""
         link = self._link
+        if saved:
+            link.saved()
         send = link.send
         for obj, delta in effects.deltas:
             route = obj.delta_route
@@ -476,7 +508,7 @@ class Service:
         if not self._busy:
             effects = Effects()
             self.engine.tick(effects, now)
-            self._commit(effects, [], {})
+            self._commit(effects, [], {}, sweep=True)
         if not self._busy:
             for obj in self.engine.snapshots(now):
                 self._show(obj)

@@ -1,4 +1,4 @@
-"""What survives: objects, tombstones, version floors, redelivery rings and the epoch, in one SQLite file (WAL).
+"""What survives: objects, tombstones, floors, redelivery rings, the broker's sessions and the epoch, in one SQLite file (WAL).
 
 One transaction per batch. `durability = "process"`: a commit is in the operating system's hands, so it survives `kill -9`; what
 is younger than the last checkpoint may be lost in a power cut. `"power"`: every commit is flushed to the disk. Checkpoints flush
@@ -19,6 +19,7 @@ import orjson
 from gateway.errors import CtxtError
 from gateway.objects import DataObject
 from gateway.redelivery import Ring
+from gateway.sessions import KeptMessage, KeptSession, Restored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
     from gateway.catalogue import Catalogue
     from gateway.redelivery import Ring as _Ring
+    from gateway.sessions import Changes
 
 FILE = "state.db"
 LOCK = "lock"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PAGE_BYTES = 1_024
 """A commit writes whole pages, and most objects are small: a quarter of the usual size writes a third as much."""
@@ -54,7 +56,30 @@ CREATE TABLE ids (number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 
-MIGRATIONS: dict[int, str] = {}
+_SESSIONS = """
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY,
+    client TEXT NOT NULL,
+    client_id TEXT NOT NULL,
+    level INTEGER NOT NULL,
+    expiry REAL NOT NULL,
+    left REAL NOT NULL,
+    next_id INTEGER NOT NULL,
+    subscriptions BLOB NOT NULL
+);
+CREATE TABLE received (session INTEGER PRIMARY KEY, ids BLOB NOT NULL);
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    packet_id INTEGER NOT NULL,
+    packet BLOB NOT NULL,
+    expires REAL NOT NULL,
+    share TEXT NOT NULL
+);
+CREATE INDEX messages_of ON messages (session);
+"""
+
+MIGRATIONS: dict[int, str] = {1: _SESSIONS}
 """From a schema version to the next: the statements that lead there."""
 
 RING_TTL = 7 * 86_400
@@ -75,6 +100,7 @@ class Batch(NamedTuple):
     floors: Iterable[tuple[str, int]] = ()
     ids: Iterable[tuple[str, str, int]] = ()
     rings: Iterable[tuple[SessionKey, Ring]] = ()
+    sessions: Changes | None = None
 
 
 class Store:
@@ -119,7 +145,7 @@ class Store:
                 "install that version, or give another state_dir"
             )
         if version == 0:
-            statements = _TABLES
+            statements = _TABLES + _SESSIONS
             version = SCHEMA_VERSION - 1
         else:
             statements = "".join(MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
@@ -215,6 +241,22 @@ class Store:
             chunks.setdefault((client, session), {})[chunk] = entries
         return {key: Ring.restored(length, parts) for key, parts in chunks.items()}
 
+    def sessions(self) -> Iterator[Restored]:
+        """The broker's sessions that were to outlive their connections, each with its messages in order."""
+        db = self._db
+        received = dict(db.execute("SELECT session, ids FROM received"))
+        facts = (
+            "SELECT number, client, client_id, level, expiry, left, next_id, subscriptions FROM sessions ORDER BY left"
+        )
+        for row in db.execute(facts).fetchall():
+            kept = KeptSession._make((*row[:-1], [tuple(wanted) for wanted in orjson.loads(row[-1])]))
+            rows = db.execute(
+                "SELECT number, session, packet_id, packet, expires, share FROM messages WHERE session = ? ORDER BY number",
+                (kept.number,),
+            )
+            ids = {int(name): mark for name, mark in orjson.loads(received.get(kept.number, b"{}")).items()}
+            yield Restored(kept, ids, [KeptMessage(*found) for found in rows])
+
     # ---- running -------------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Batch) -> None:
@@ -261,12 +303,34 @@ class Store:
             db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
         for client, key, code in batch.ids:
             db.execute("INSERT INTO ids (client, id, code) VALUES (?, ?, ?)", (client, key, code))
+        if batch.sessions is not None:
+            self._write_sessions(batch.sessions)
         now = int(time.time())
         for (client, session), ring in batch.rings:
             db.executemany(
                 "INSERT OR REPLACE INTO rings VALUES (?, ?, ?, ?, ?)",
                 [(client, session, chunk, entries, now) for chunk, entries in ring.changes()],
             )
+
+    def _write_sessions(self, changes: Changes) -> None:
+        db = self._db
+        for number in changes.gone:
+            db.execute("DELETE FROM sessions WHERE number = ?", (number,))
+            db.execute("DELETE FROM received WHERE session = ?", (number,))
+            db.execute("DELETE FROM messages WHERE session = ?", (number,))
+        db.executemany(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*kept[:-1], orjson.dumps(kept.subscriptions)) for kept in changes.sessions],
+        )
+        for number, ids in changes.received:
+            if ids:
+                text = orjson.dumps(ids, option=orjson.OPT_NON_STR_KEYS)
+                db.execute("INSERT OR REPLACE INTO received VALUES (?, ?)", (number, text))
+            else:
+                db.execute("DELETE FROM received WHERE session = ?", (number,))
+        db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)", changes.messages)
+        db.executemany("UPDATE messages SET packet_id = ? WHERE number = ?", changes.sent)
+        db.executemany("DELETE FROM messages WHERE number = ?", [(number,) for number in changes.done])
 
     def drop_ids(self, keep: int) -> None:
         """Forget all but the last `keep` remembered ids (of all clients together)."""

@@ -94,6 +94,15 @@ class House(Protocol):
     def retained(self) -> Callable[[str], Iterator[tuple[str, bytes, int]]]:
         """The retained messages that the house keeps itself and a filter matches: (topic, payload, QoS), made as they are read."""
 
+    def survives(self, topic: str, /) -> bool:
+        """Whether a message of QoS > 0 on this topic is stored for sessions that outlive their connections.
+
+        Not those that the house makes anew after a restart: whoever comes back gets its retained messages instead.
+        """
+
+    def save(self) -> None:
+        """`Broker.journal` has something that acknowledgements wait for: store it, then call `Broker.saved`, now or later."""
+
     @property
     def settled(self) -> Callable[[Callable[[], None]], None]:
         """Runs a function when nothing uncommitted is pending: now, or after the commit in flight; in order."""

@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING
 
 from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
+from gateway.broker.journal import FORWARD, Journal, Record
 from gateway.broker.retained import Kept, Retained
 from gateway.broker.session import UNLIMITED, Message, Session, Tracked, make
 from gateway.broker.subscriptions import Entry, Route, Subscriptions, identifier_properties
 from gateway.topics import matches, split_share, valid_filter, valid_name
 from gateway.wire.codec import Decoder, encode, encode_puback, publish_parts
+from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Unsuback
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.broker.house import House, Limits
     from gateway.broker.session import Found
     from gateway.broker.subscriptions import Share
+    from gateway.sessions import KeptMessage, Restored
     from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe, Will
 
 __all__ = ["Broker", "Counters", "Route"]
@@ -44,6 +47,9 @@ TURN = 256
 
 STOP = 3.0
 """Seconds that clients have to close their side when the broker stops."""
+
+RESTORED = -2
+"""The generation of rights under which a message of an earlier run was judged: none that there is."""
 
 LEFT_BEHIND = (
     Property.MESSAGE_EXPIRY_INTERVAL,
@@ -109,7 +115,13 @@ class Broker:
     loop: asyncio.AbstractEventLoop
 
     def __init__(
-        self, house: House, limits: Limits, *, version: str = "", clock: Callable[[], float] = time.monotonic
+        self,
+        house: House,
+        limits: Limits,
+        *,
+        version: str = "",
+        keep_sessions: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.house = house
         self.limits = limits
@@ -122,6 +134,7 @@ class Broker:
         self.subscriptions = Subscriptions(limits.routes)
         self._renew = self.renew
         self.retained = Retained(limits.retained_messages, limits.retained_bytes)
+        self.journal = Journal(clock) if keep_sessions else None
         self.batch: list[Publish] = []
         self.throttled: set[Connection] = set()
         self.queued = 0
@@ -254,6 +267,8 @@ class Broker:
             if self.batch:
                 batch, self.batch = self.batch, []
                 self.house.receive(batch)
+            if self.journal is not None and self.journal.urgent:
+                self.house.save()
         finally:
             self._scheduled = False
             dirty, self._dirty = self._dirty, []
@@ -261,6 +276,21 @@ class Broker:
                 connection.flush()
             if self.throttled:
                 self._unthrottle()
+
+    def saved(self) -> None:
+        """What the journal gave is stored: acknowledge what waited for it, in order."""
+        assert self.journal is not None
+        for publish in self.journal.stored():
+            session: Session = publish.origin
+            if session.incoming.get(publish.packet_id) is not publish:
+                continue
+            answer = session.answer(publish, Reason.SUCCESS, None)
+            if session.connection is None:
+                del session.incoming[publish.packet_id]
+                continue
+            session.incoming[publish.packet_id] = answer
+            session.deferred += 1
+            session.flush_deferred()
 
     def _unthrottle(self) -> None:
         for connection in list(self.throttled):
@@ -368,6 +398,8 @@ class Broker:
             return 0
         passed_on, expires = self._passed_on(properties)
         reached = 0
+        journal = self.journal
+        lasting = journal is not None and journal.sessions > 0 and qos > 0 and self.house.survives(route.topic)
         for group in route.groups:
             granted = min(qos, group.qos)
             retain = route.retain and group.retain_as_published
@@ -383,12 +415,15 @@ class Broker:
                 expires,
                 self,
                 group.share,
+                lasting,
             )
             for session in group.members:
                 if group.no_local and session is origin:
                     continue
                 session.deliver(message)
                 reached += 1
+                if lasting and granted and journal is not None:
+                    journal.add(session, message)
         self.counters.publishes_out += reached
         return reached
 
@@ -417,6 +452,8 @@ class Broker:
         self.queued -= freed
         session.queued_qos0 = sum(not message.qos for message in kept)
         session.refresh()
+        if self.journal is not None:
+            self.journal.touch(session)
         for entry, message in moved:
             self._give(entry, message, session.level)
 
@@ -443,21 +480,23 @@ class Broker:
         (publish,) = decoder.feed(packet)
         assert isinstance(publish, Publish)
         properties = {name: value for name, value in (publish.properties or {}).items() if name not in LEFT_BEHIND}
-        session.deliver(
-            make(
-                message.topic,
-                message.topic.encode(),
-                publish.payload,
-                session.level,
-                min(publish.qos, entry.qos),
-                publish.retain and entry.retain_as_published,
-                identifier_properties([entry.identifier] if entry.identifier else []),
-                properties or None,
-                message.expires,
-                self,
-                message.share,
-            )
+        given = make(
+            message.topic,
+            message.topic.encode(),
+            publish.payload,
+            session.level,
+            min(publish.qos, entry.qos),
+            publish.retain and entry.retain_as_published,
+            identifier_properties([entry.identifier] if entry.identifier else []),
+            properties or None,
+            message.expires,
+            self,
+            message.share,
+            message.lasting,
         )
+        session.deliver(given)
+        if given.lasting and self.journal is not None:
+            self.journal.add(session, given)
 
     def _regroup(self, session: Session) -> None:
         """A session can be reached, or no longer."""
@@ -606,6 +645,12 @@ class Broker:
         else:
             session.window = limits.inflight
             session.expiry = 0.0 if connect.clean_start else float(limits.session_expiry)
+        journal = self.journal
+        if journal is not None:
+            if not session.expiry:
+                journal.end(session)
+            elif session.record is None:
+                journal.begin(session)
         connection.session = session
         session.connection = connection
         session.out = connection.out
@@ -618,8 +663,110 @@ class Broker:
             self._regroup(session)
             session.resend()
             self._joined(session)
+            if session.record is not None and session.record.behind:
+                self._catch_up(session)
+        if journal is not None:
+            journal.connected(session)
         self.house.online(session)
         connection.admitted(keep_alive * 1.5)
+
+    def _catch_up(self, session: Session) -> None:
+        """A session comes from an earlier run: what its queue does not have it gets as the house's retained messages."""
+        for entry in session.subscriptions.values():
+            if entry.share is None:
+                items = ((*found, None, 0.0) for found in self.house.retained(entry.topic_filter))
+                session.start_feed(entry, items)
+        if session.record is not None:
+            session.record.behind = False
+        if session.hungry:
+            self.feed(session)
+
+    def restore(self, kept: Iterable[Restored], wall: float) -> None:
+        """Take up the sessions of an earlier run, before `listen`. `wall` is the time now, Unix seconds.
+
+        Rights are asked again when something is delivered; what has expired is left out.
+        """
+        journal = self.journal
+        assert journal is not None
+        for facts, received, messages in kept:
+            journal.next_session = max(journal.next_session, facts.number + 1)
+            journal.next_message = max([journal.next_message, *(message.number + 1 for message in messages)])
+            record = Record(facts.number)
+            session = Session(self, facts.client, facts.client_id, facts.level)
+            session.record = record
+            journal.sessions += 1
+            left = facts.left or wall
+            expiry = min(facts.expiry, float(self.limits.session_expiry))
+            if left + expiry <= wall or len(self.sessions) >= self.limits.sessions or session.key in self.sessions:
+                journal.end(session)
+                continue
+            record.left = left
+            record.behind = True
+            session.expiry = expiry
+            session.next_id = (facts.next_id + FORWARD - 1) % 65_535 + 1
+            session.received.update(received)
+            record.marks = received
+            record.restored = set(received)
+            self.sessions[session.key] = session
+            self._kept[session.client] = self._kept.get(session.client, 0) + 1
+            self._absent[session] = self.clock() + left + expiry - wall
+            for topic_filter, qos, no_local, retain_as_published, identifier in facts.subscriptions:
+                entry = Entry(
+                    session,
+                    topic_filter,
+                    qos,
+                    no_local=no_local,
+                    retain_as_published=retain_as_published,
+                    identifier=identifier,
+                )
+                session.subscriptions[topic_filter] = entry
+                self.subscriptions.add(entry)
+                if entry.share is not None:
+                    session.shares = {**(session.shares or {}), topic_filter: entry.share}
+            for message in messages:
+                self._restore_message(session, message, wall)
+            journal.facts(session)
+            journal.touch(session)
+
+    def _restore_message(self, session: Session, kept: KeptMessage, wall: float) -> None:
+        record = session.record
+        assert record is not None
+        packet_id = kept.packet_id
+        if not kept.packet:
+            session.inflight[packet_id] = None
+            record.rows[packet_id] = (kept.number, packet_id)
+            return
+        try:
+            (publish,) = Decoder(server=False, level=session.level, max_packet=UNLIMITED).feed(kept.packet)
+            assert isinstance(publish, Publish)
+        except (MalformedPacket, ValueError):  # the file was damaged: this message is lost, the others are not
+            record.rows[-kept.number] = (kept.number, 0)
+            return
+        properties = dict(publish.properties or {})
+        identifiers = properties.pop(Property.SUBSCRIPTION_IDENTIFIER, [])
+        properties.pop(Property.MESSAGE_EXPIRY_INTERVAL, None)
+        share = (session.shares or {}).get(kept.share)
+        message = make(
+            publish.topic,
+            publish.topic.encode(),
+            publish.payload,
+            session.level,
+            publish.qos,
+            publish.retain,
+            identifier_properties(identifiers),
+            properties or None,
+            self.clock() + kept.expires - wall if kept.expires else 0.0,
+            self,
+            share,
+            True,
+        )
+        message.rights = RESTORED
+        if packet_id:
+            session.inflight[packet_id] = message
+            session.held += message.size
+        else:
+            session.deliver(message)  # into the queue, if the bounds are not narrower now
+        record.rows[message] = (kept.number, packet_id)
 
     def _make_room(self, client: str) -> None:
         """Where there are too many sessions, forget the one longest absent: of this client, if it is the one who has too many."""
@@ -637,6 +784,8 @@ class Broker:
             return
         session.connection = None
         session.out = []
+        if session.record is not None and session.feeds:
+            session.record.behind = True
         session.feeds = None
         session.refresh()
         # What is unacknowledged at QoS 1 is sent again by the client; the answer would go to a connection that has gone.
@@ -659,6 +808,8 @@ class Broker:
         else:
             self._regroup(session)
             self.hand_over(session)
+            if self.journal is not None:
+                self.journal.left(session)
             now = self.clock()
             self._absent[session] = now + session.expiry
             delay = will.properties.get(Property.WILL_DELAY_INTERVAL, 0) if will and will.properties else 0
@@ -690,6 +841,8 @@ class Broker:
     def _forget(self, session: Session) -> None:
         """A session has ended."""
         session.dead = True
+        if self.journal is not None:
+            self.journal.end(session)
         self._kept[session.client] -= 1
         if not self._kept[session.client]:
             del self._kept[session.client]
@@ -752,6 +905,8 @@ class Broker:
                 continue  # no retained messages (section 4.8.2)
             if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and not known):
                 feeds.append(entry)
+        if self.journal is not None:
+            self.journal.facts(session)
         connection.put(encode(Suback(packet.packet_id, reasons), session.level))
         self._joined(session)
         for entry in feeds:
@@ -787,6 +942,8 @@ class Broker:
                 self.hand_over(session)
                 del session.shares[topic_filter]
             reasons.append(Reason.SUCCESS)
+        if self.journal is not None:
+            self.journal.facts(session)
         connection.put(encode(Unsuback(packet.packet_id, reasons), session.level))
 
     # ---- time ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from gateway.broker.journal import mark
 from gateway.broker.subscriptions import NEVER, identifier_properties
 from gateway.wire.codec import encode, encode_properties, encode_puback, publish_parts
 from gateway.wire.packets import Property, Puback, Publish, Pubrec, Pubrel, Reason
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.broker.connection import Connection
+    from gateway.broker.journal import Record
     from gateway.broker.server import Broker
     from gateway.broker.subscriptions import Entry, Share
     from gateway.wire.packets import Properties, Will
@@ -74,17 +76,24 @@ class Message:
     share: ClassVar[Any] = None
     """The shared subscription that this is one member's part of; see `Tracked`."""
 
+    lasting: ClassVar[bool] = False
+    """Whether it survives a restart in the sessions that do; see `Tracked`."""
+
 
 class Tracked(Message):
     """A message of which more must be known than what goes out: most are none of these, and cost nothing for it."""
 
-    __slots__ = ("share",)
+    __slots__ = ("lasting", "share")
 
-    share: Share | None  # type: ignore[misc] # hides the plain message's
+    share: Share | None  # type: ignore[misc] # these hide the plain message's
+    lasting: bool  # type: ignore[misc]
 
-    def __init__(self, head: bytes, tail: bytes, qos: int, topic: str, rights: int, share: Share | None) -> None:
+    def __init__(
+        self, head: bytes, tail: bytes, qos: int, topic: str, rights: int, share: Share | None, lasting: bool = False
+    ) -> None:
         super().__init__(head, tail, qos, topic, rights)
         self.share = share
+        self.lasting = lasting and qos > 0
 
 
 class Feed:
@@ -127,6 +136,7 @@ class Session:
         "queued",
         "queued_qos0",
         "received",
+        "record",
         "seed",
         "shares",
         "subscriptions",
@@ -143,6 +153,7 @@ class Session:
         self.level = level
         self.connection: Connection | None = None
         self.dead = False
+        self.record: Record | None = None  # where it outlives its connection, and is stored
         self.expiry = 0.0
         self.will: Will | None = None
         self.subscriptions: dict[str, Entry] = {}
@@ -305,14 +316,16 @@ class Session:
             head, tail = publish_parts(
                 name, payload, level, message.qos, retain, identifiers + encode_properties(properties)
             )
-            again = message.again
-            message = (
+            written = (
                 Message(head, tail, message.qos, message.topic, generation)
-                if message.share is None
-                else Tracked(head, tail, message.qos, message.topic, generation, message.share)
+                if type(message) is Message
+                else Tracked(head, tail, message.qos, message.topic, generation, message.share, message.lasting)
             )
-            message.expires = broker.clock() + left
-            message.again = again
+            written.expires = message.expires
+            written.again = message.again
+            if self.record is not None and message in self.record.rows:
+                self.record.rows[written] = self.record.rows.pop(message)
+            message = written
         if message.size > self.max_packet:
             broker.counters.dropped_too_large += 1
             return None
@@ -336,8 +349,11 @@ class Session:
                     self._requeue(message)
                 continue
             sending += 1
+            if current is not message:
+                self.inflight[packet_id] = current
+                self.held += current.size - message.size
             connection.put(
-                bytes((message.head[0] | 0x08,)) + message.head[1:] + packet_id.to_bytes(2, "big") + message.tail
+                bytes((current.head[0] | 0x08,)) + current.head[1:] + packet_id.to_bytes(2, "big") + current.tail
             )
         self.pump()
 
@@ -438,8 +454,31 @@ class Session:
             return self._with_text(Puback(packet_id, reason), text)
         if reason < 0x80:
             self.received.add(packet_id)
+            if self.record is not None and self.broker.journal is not None and packet_id not in self.record.marks:
+                self.broker.journal.received(self, publish)
             return encode(Pubrec(packet_id, reason), self.level)
         return self._with_text(Pubrec(packet_id, reason), text)
+
+    def reused(self, publish: Publish) -> bool:
+        """Whether a packet identifier that an earlier run of the broker knew is a new message's: its PUBREL was not stored."""
+        record = self.record
+        packet_id = publish.packet_id
+        if record is None or packet_id not in record.restored:
+            return False
+        if publish.dup and record.marks.get(packet_id) == mark(publish):
+            return False
+        self.released(packet_id)
+        return True
+
+    def released(self, packet_id: int) -> None:
+        """PUBREL has come."""
+        self.received.discard(packet_id)
+        record = self.record
+        if record is not None:
+            record.marks.pop(packet_id, None)
+            record.restored.discard(packet_id)
+            if self.broker.journal is not None:
+                self.broker.journal.received(self)
 
     def _with_text(self, packet: Puback | Pubrec, text: str | None) -> bytes:
         """A reason string only for who has not declined it, and only where it fits [MQTT-3.1.2-29, MQTT-3.4.2-2]."""
@@ -480,6 +519,7 @@ def make(
     expires: float,
     broker: Broker,
     share: Share | None = None,
+    lasting: bool = False,
 ) -> Message:
     """A message with whatever properties its publisher gave it. `name` is the encoded topic; `expires` 0 = never."""
     again = None
@@ -494,8 +534,8 @@ def make(
     generation = broker.house.generation
     message = (
         Message(head, tail, qos, topic, generation)
-        if share is None
-        else Tracked(head, tail, qos, topic, generation, share)
+        if share is None and not lasting
+        else Tracked(head, tail, qos, topic, generation, share, lasting)
     )
     message.expires = expires
     message.again = again

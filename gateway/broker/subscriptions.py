@@ -60,10 +60,12 @@ class Share:
     Another client's share of the same name is another share: nobody drains somebody else's.
     """
 
-    __slots__ = ("client", "entries", "topic_filter")
+    __slots__ = ("client", "entries", "name", "topic_filter")
 
-    def __init__(self, client: str, topic_filter: str) -> None:
+    def __init__(self, client: str, name: str, topic_filter: str) -> None:
         self.client = client
+        self.name = name
+        """As clients write it: `$share/NAME/FILTER`."""
         self.topic_filter = topic_filter
         self.entries: dict[Session, Entry] = {}
 
@@ -180,7 +182,9 @@ class Subscriptions:
         key = (entry.client, share.name)
         shared = self._shares.get((*key, share.topic_filter))
         if shared is None:
-            shared = self._shares[(*key, share.topic_filter)] = Share(entry.client, share.topic_filter)
+            shared = self._shares[(*key, share.topic_filter)] = Share(
+                entry.client, entry.topic_filter, share.topic_filter
+            )
             self._add(share.topic_filter, key, shared)
         session = entry.session
         session.seed = session.seed or blake2b(session.client_id.encode(), digest_size=16).digest()

@@ -91,6 +91,12 @@ class TableHouse:
                 self.rendered += 1
                 yield topic, payload, 1
 
+    def survives(self, topic: str) -> bool:
+        return not topic.startswith(("snapshot/", "delta/"))
+
+    def save(self) -> None:
+        self.broker.saved()
+
     def settled(self, then: Callable[[], None]) -> None:
         if self.busy:
             self.waiting.append(then)
