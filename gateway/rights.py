@@ -27,6 +27,9 @@ OBSERVED = ("snapshot", "delta", "value")
 BELIEVED = 100
 """A client's own objects that are looked at before its subscription is granted: one SUBSCRIBE may bring thousands of filters."""
 
+STATISTICS = "$SYS/broker/"
+"""Below it are the broker's own values."""
+
 VERBS = frozenset({"report", "request", "inbox", "presence", "snapshot", "delta", "value", "gateway", "replica"})
 
 
@@ -107,12 +110,19 @@ class Rights:
     """
 
     def __init__(
-        self, namespaces: Iterable[Namespace], rules: Iterable[TopicRule], objects: Objects, *, prefix: str = ""
+        self,
+        namespaces: Iterable[Namespace],
+        rules: Iterable[TopicRule],
+        objects: Objects,
+        *,
+        prefix: str = "",
+        statistics: Clients = Clients(False, frozenset()),
     ) -> None:
         self.namespaces = tuple(namespaces)
         self.rules = tuple(rules)
         self.objects = objects
         self.prefix = prefix + "/" if prefix else ""
+        self.statistics = statistics
         self.generation = 1
 
     def namespace_of(self, topic: str) -> Namespace | None:
@@ -167,7 +177,7 @@ class Rights:
         return any(client in rule.write and matches(rule.bound(client), topic) for rule in self.rules)
 
     def may_receive(self, client: str, topic: str) -> bool:
-        """What Observers read, one's own inbox, the gateways' announcements, and what topic rules open."""
+        """What Observers read, one's own inbox, the gateways' announcements, `$SYS/broker/`, and what topic rules open."""
         own = self._strip(topic)
         if own is not None:
             verb, _, rest = own.partition("/")
@@ -180,7 +190,7 @@ class Rights:
             if verb in VERBS:
                 return False
         if topic.startswith("$"):
-            return False
+            return topic.startswith(STATISTICS) and client in self.statistics
         return any(client in rule.read and matches(rule.bound(client), topic) for rule in self.rules)
 
     def may_subscribe(self, client: str, topic_filter: str) -> bool:
@@ -196,6 +206,8 @@ class Rights:
         if client != ANONYMOUS and (
             overlaps(wanted, f"{prefix}inbox/{client}") or overlaps(wanted, f"{prefix}inbox/{client}/#")
         ):
+            return True
+        if client in self.statistics and overlaps(wanted, STATISTICS + "#"):
             return True
         if any(client in rule.read and overlaps(wanted, rule.bound(client)) for rule in self.rules):
             return True

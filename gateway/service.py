@@ -30,10 +30,11 @@ from gateway.topics import matches
 from gateway.wire.packets import Property, Publish, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.links.link import Link
     from gateway.objects import DataObject
+    from gateway.sessions import Restored
     from gateway.settings import Settings
 
 TICK = 0.1
@@ -107,6 +108,7 @@ class Service:
         self._clock = clock
         self._store = store
         self._link = link
+        self._journal = link.journal
         self._rights = rights
         self._prefix = prefix + "/" if prefix else ""
         self._snapshots = self._prefix + "snapshot/"
@@ -185,6 +187,8 @@ class Service:
             self._link.publish(self._announce_topic, payload, qos=1, retain=True)
         await self._link.stop()
         self._writer.shutdown(wait=True)
+        if self._journal is not None and not self._has_failed():
+            self._store.commit(Batch(sessions=self._journal.take(sweep=True)))
         if self.failed is not None and not self.failed.done():
             self.failed.cancel()
         self._store.close()
@@ -343,15 +347,37 @@ class Service:
         if client != ANONYMOUS and self._loop is not None:
             self._loop.call_soon(self.receive, [Publish(f"{self._prefix}presence/{client}", presence)])
 
+    def save(self) -> None:
+        """Acknowledgements wait for what the broker's sessions have to store: now, or behind the commit in flight."""
+        journal = self._journal
+        if journal is not None and journal.urgent and not self._busy:
+            self._commit(Effects(), [], {})
+
+    def sessions(self) -> Iterable[Restored]:
+        """The broker's sessions of an earlier run."""
+        return self._store.sessions()
+
     # ---- the commit ----------------------------------------------------------------------------------------------------
 
-    def _commit(self, effects: Effects, answers: list[Pending], rings: dict[tuple[str, str], Ring]) -> None:
-        """Store, then let out. Nothing is visible before it is stored."""
-        if not rings and not effects.durable():
-            self._emit(effects, answers)
+    def _commit(
+        self,
+        effects: Effects,
+        answers: list[Pending],
+        rings: dict[tuple[str, str], Ring],
+        *,
+        sweep: bool = False,
+    ) -> None:
+        """Store, then let out. Nothing is visible before it is stored. What the broker's sessions have to store goes along."""
+        journal = self._journal
+        durable = bool(rings) or effects.durable()
+        changes = None
+        if journal is not None and (journal.dirty if durable else journal.urgent or (sweep and journal.look())):
+            changes = journal.take(sweep=sweep)
+        if not durable and not changes:
+            self._emit(effects, answers, saved=changes is not None)
             return
         self.engine.seal(effects)
-        batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings, self._dropped)
+        batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings, self._dropped, changes)
         self._dropped = []
         self._committed = True
         self.commits += 1
@@ -365,15 +391,18 @@ class Service:
             if time.perf_counter() - started > SLOW_COMMIT:
                 self._off_loop = True
                 self._quick_commits = 0
-            self._emit(effects, answers)
+            self._emit(effects, answers, saved=changes is not None)
             return
         self._busy = True
         assert self._loop is not None
         started = time.perf_counter()
         future = self._loop.run_in_executor(self._writer, self._store.commit, batch)
-        future.add_done_callback(lambda done: self._stored(done, effects, answers, started))
+        saved = changes is not None
+        future.add_done_callback(lambda done: self._stored(done, effects, answers, started, saved))
 
-    def _stored(self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float) -> None:
+    def _stored(
+        self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float, saved: bool
+    ) -> None:
         """A commit made in the thread has ended."""
         error = done.exception()
         if error is not None:
@@ -383,7 +412,7 @@ class Service:
             self._quick_commits = self._quick_commits + 1 if time.perf_counter() - started < SLOW_COMMIT else 0
             if self._quick_commits >= 100:
                 self._off_loop = False
-        self._emit(effects, answers)
+        self._emit(effects, answers, saved=saved)
         self._idle()
 
     def _idle(self) -> None:
@@ -404,6 +433,7 @@ class Service:
         if self._paused and not self._waiting and not self._stopping:
             self._paused = False
             self._link.resume()
+        self.save()
 
     def settled(self, then: Callable[[], None]) -> None:
         """Run `then` when nothing is applied but not yet stored."""
@@ -414,9 +444,11 @@ class Service:
 
     # ---- out -----------------------------------------------------------------------------------------------------------
 
-    def _emit(self, effects: Effects, answers: list[Pending]) -> None:
-        """Hot: deltas out, new objects' snapshots, replies, acknowledgements."""
+    def _emit(self, effects: Effects, answers: list[Pending], *, saved: bool = False) -> None:
+        """Hot: deltas out, new objects' snapshots, replies, acknowledgements. `saved`: the broker's sessions were stored too."""
         link = self._link
+        if saved:
+            link.saved()
         send = link.send
         for obj, delta in effects.deltas:
             route = obj.delta_route
@@ -550,7 +582,7 @@ class Service:
         effects = Effects()
         try:
             self.engine.tick(effects, now)
-            self._commit(effects, [], {})
+            self._commit(effects, [], {}, sweep=True)
         except Exception as error:  # noqa: BLE001  # the supervisor: what is half applied must never be seen
             self._fail(error)
 
@@ -643,6 +675,7 @@ def broker_limits(settings: Settings) -> BrokerLimits:
         topic_aliases=broker.topic_aliases,
         retained_messages=broker.retained_messages,
         retained_bytes=broker.retained_bytes,
+        sys_interval=broker.sys_interval,
     )
 
 
@@ -668,7 +701,9 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
         for entry in settings.namespace
     ]
     rules = [TopicRule(rule.topic_filter, clients(rule.write), clients(rule.read)) for rule in settings.topic]
-    return Rights(namespaces, rules, Objects(), prefix=settings.topic_prefix)
+    return Rights(
+        namespaces, rules, Objects(), prefix=settings.topic_prefix, statistics=clients(settings.broker.sys_read)
+    )
 
 
 def build(settings: Settings) -> Service:
@@ -687,6 +722,7 @@ def build(settings: Settings) -> Service:
             EmbeddedAcl(rights),
             credentials,
             prefix=settings.topic_prefix,
+            version=f"ctxt-gateway {gateway.__version__}",
         )
         return Service(
             gateway_id=settings.id,

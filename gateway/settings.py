@@ -386,6 +386,17 @@ class BrokerSettings(_Table):
         le=4096 * MIB,
         description="Bytes of the retained messages on topics that [[topic]] rules open.",
     )
+    sys_interval: Seconds = Field(
+        default=10.0,
+        ge=0,
+        le=86400,
+        description="How often $SYS/broker/# is renewed for those who subscribe to it; 0: never, a new subscriber is told once.",
+    )
+    sys_read: Entries = Field(
+        default=("*",),
+        description='Who may read $SYS/broker/#: client names, "@NAME" for a group, "*" for every authenticated client;'
+        ' clients without a name only where "anonymous" is listed.',
+    )
 
     @property
     def listener(self) -> Listener:
@@ -905,6 +916,16 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
                             f"there is no group {entry[1:][:80]!r} in [groups]",
                             f'"@{near}"' if near else None,
                         )
+        broker = raw.get("broker", {})
+        entries = broker.get("sys_read") if isinstance(broker, dict) else None
+        for j, entry in enumerate(entries if isinstance(entries, list) else ()):
+            if isinstance(entry, str) and entry.startswith("@") and entry[1:] not in groups:
+                near = nearest(entry[1:], groups)
+                yield Problem(
+                    f"broker.sys_read[{j}]",
+                    f"there is no group {entry[1:][:80]!r} in [groups]",
+                    f'"@{near}"' if near else None,
+                )
     prefix = raw.get("topic_prefix", "")
     head = f"{prefix}/" if isinstance(prefix, str) and prefix else ""
     for i, table in _raw_tables(raw, "topic"):
@@ -1021,6 +1042,8 @@ def _anyone(match: str) -> Pattern:
 
 def _named(settings: Settings) -> Iterator[tuple[str, str]]:
     """Each entry of each list of clients, with its place."""
+    for j, entry in enumerate(settings.broker.sys_read):
+        yield f"broker.sys_read[{j}]", entry
     for i, namespace in enumerate(settings.namespace):
         for key in ("report", "observe", "execute"):
             for j, entry in enumerate(getattr(namespace, key)):

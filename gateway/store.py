@@ -1,4 +1,4 @@
-"""What survives: objects, tombstones, version floors, redelivery rings and the epoch, in one SQLite file (WAL).
+"""What survives: objects, tombstones, floors, redelivery rings, the broker's sessions and the epoch, in one SQLite file (WAL).
 
 One transaction per batch, and mostly one row: what a batch changed goes to the end of a journal, which costs one statement and
 one or two pages however many objects there are. Now and then the journal is folded into the tables, in slices, off the event
@@ -26,17 +26,19 @@ import orjson
 from gateway.errors import CtxtError
 from gateway.objects import DataObject, compact
 from gateway.redelivery import Ring
+from gateway.sessions import KeptMessage, KeptSession, Restored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gateway.catalogue import Catalogue
+    from gateway.sessions import Changes
 
 FILE = "state.db"
 LOCK = "lock"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PAGE_BYTES = 1_024
 """A commit writes whole pages, and most objects are small: a quarter of the usual size writes a third as much."""
@@ -61,7 +63,30 @@ CREATE TABLE ids (number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 
-MIGRATIONS: dict[int, str] = {}
+_SESSIONS = """
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY,
+    client TEXT NOT NULL,
+    client_id TEXT NOT NULL,
+    level INTEGER NOT NULL,
+    expiry REAL NOT NULL,
+    left REAL NOT NULL,
+    next_id INTEGER NOT NULL,
+    subscriptions BLOB NOT NULL
+);
+CREATE TABLE received (session INTEGER PRIMARY KEY, ids BLOB NOT NULL);
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    packet_id INTEGER NOT NULL,
+    packet BLOB NOT NULL,
+    expires REAL NOT NULL,
+    share TEXT NOT NULL
+);
+CREATE INDEX messages_of ON messages (session);
+"""
+
+MIGRATIONS: dict[int, str] = {1: _SESSIONS}
 """From a schema version to the next: the statements that lead there."""
 
 RING_TTL = 7 * 86_400
@@ -87,6 +112,8 @@ class Batch(NamedTuple):
     rings: Mapping[SessionKey, Ring] = MappingProxyType({})
     dropped: Sequence[SessionKey] = ()
     """Sessions whose rings are forgotten."""
+    sessions: Changes | None = None
+    """What the broker's sessions have to store."""
 
 
 class Loaded(NamedTuple):
@@ -153,7 +180,7 @@ class Store:
                 "install that version, or give another state_dir"
             )
         if version == 0:
-            statements = _TABLES
+            statements = _TABLES + _SESSIONS
             version = SCHEMA_VERSION - 1
         else:
             statements = "".join(MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
@@ -279,6 +306,22 @@ class Store:
             ids.append((client, key, code))
             self._unfolded_ids.append((client, key, code))
 
+    def sessions(self) -> Iterator[Restored]:
+        """The broker's sessions that were to outlive their connections, each with its messages in order."""
+        db = self._db
+        received = dict(db.execute("SELECT session, ids FROM received"))
+        facts = (
+            "SELECT number, client, client_id, level, expiry, left, next_id, subscriptions FROM sessions ORDER BY left"
+        )
+        for row in db.execute(facts).fetchall():
+            kept = KeptSession._make((*row[:-1], [tuple(wanted) for wanted in orjson.loads(row[-1])]))
+            rows = db.execute(
+                "SELECT number, session, packet_id, packet, expires, share FROM messages WHERE session = ? ORDER BY number",
+                (kept.number,),
+            )
+            ids = {int(name): mark for name, mark in orjson.loads(received.get(kept.number, b"{}")).items()}
+            yield Restored(kept, ids, [KeptMessage(*found) for found in rows])
+
     # ---- running -------------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Batch) -> None:
@@ -295,7 +338,7 @@ class Store:
         rings = [(*key, *ring.fresh()) for key, ring in batch.rings.items()]
         entry = orjson.dumps((changed, rings, batch.ids)) if changed or rings or batch.ids else None
         try:
-            if not whole and not batch.purged and not batch.floors and not batch.dropped:
+            if not whole and not batch.purged and not batch.floors and not batch.dropped and batch.sessions is None:
                 db.execute("INSERT INTO journal (entry) VALUES (?)", (entry,))
             else:
                 db.execute("BEGIN IMMEDIATE")
@@ -340,6 +383,8 @@ class Store:
         for floor in batch.floors.items():
             db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
         db.executemany("DELETE FROM rings WHERE client = ? AND session = ?", batch.dropped)
+        if batch.sessions is not None:
+            self._write_sessions(batch.sessions)
 
     def fold(self, keep_ids: int = 100_000) -> bool:
         """One slice of bringing the journal into the tables, while nobody commits; whether there is more to do.
@@ -383,6 +428,26 @@ class Store:
         if last:
             self._folding = None
         return not last
+
+    def _write_sessions(self, changes: Changes) -> None:
+        db = self._db
+        for number in changes.gone:
+            db.execute("DELETE FROM sessions WHERE number = ?", (number,))
+            db.execute("DELETE FROM received WHERE session = ?", (number,))
+            db.execute("DELETE FROM messages WHERE session = ?", (number,))
+        db.executemany(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*kept[:-1], orjson.dumps(kept.subscriptions)) for kept in changes.sessions],
+        )
+        for number, ids in changes.received:
+            if ids:
+                text = orjson.dumps(ids, option=orjson.OPT_NON_STR_KEYS)
+                db.execute("INSERT OR REPLACE INTO received VALUES (?, ?)", (number, text))
+            else:
+                db.execute("DELETE FROM received WHERE session = ?", (number,))
+        db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)", changes.messages)
+        db.executemany("UPDATE messages SET packet_id = ? WHERE number = ?", changes.sent)
+        db.executemany("DELETE FROM messages WHERE number = ?", [(number,) for number in changes.done])
 
     def wal_bytes(self) -> int:
         """How much is waiting for a checkpoint."""

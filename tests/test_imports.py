@@ -15,6 +15,7 @@ PURE = {
     "gateway.address": {"errors"},
     "gateway.patch": {"errors"},
     "gateway.redelivery": set(),
+    "gateway.sessions": set(),
     "gateway.objects": {"topics", "catalogue", "rights"},
     "gateway.rights": {"address", "objects", "topics"},
     "gateway.messages": {"errors", "objects", "patch"},
@@ -25,10 +26,10 @@ PURE = {
 
 MAY_KNOW = {
     "wire": {"errors", "topics", "wire"},
-    "broker": {"errors", "topics", "wire", "broker"},
-    "links": {"errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics"},
+    "broker": {"errors", "topics", "wire", "broker", "sessions"},
+    "links": {"errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics", "sessions"},
     "acl": {"rights", "errors"},
-    "store": {"errors", "objects", "redelivery", "catalogue"},
+    "store": {"errors", "objects", "redelivery", "catalogue", "sessions"},
     "credentials": {"errors", "address"},
     "settings": {"errors", "address", "topics", "data", "rights"},
     "catalogue": {"errors", "data"},

@@ -218,3 +218,22 @@ def test_wide_filters_below_a_prefix_are_granted_where_something_can_match() -> 
     assert not judge.may("dash", "receive", "snapshot/ctxt/home.local/sensor/room")
     assert judge.may("dash", "receive", "site/one/snapshot/ctxt/home.local/sensor/room")
     assert not judge.may("sensor", "publish", "report/sensor/ctxt/home.local/sensor/room")
+
+
+def test_the_brokers_own_values_are_for_those_named_and_never_written() -> None:
+    named = Rights([own()], (), Objects(), prefix="site", statistics=only("dash"))
+    everyone = Rights([own()], (), Objects(), statistics=EVERYONE)
+    for found, client, may in (
+        (named, "dash", True),
+        (named, "sensor", False),
+        (named, ANONYMOUS, False),
+        (everyone, "sensor", True),
+        (everyone, ANONYMOUS, False),
+        (rights(), "sensor", False),
+    ):
+        assert found.may(client, "receive", "$SYS/broker/uptime") is may
+        for wanted in ("$SYS/#", "$SYS/broker/uptime", "$share/g/$SYS/broker/#"):
+            assert found.may(client, "subscribe", wanted) is may
+        assert not found.may(client, "receive", "$SYS/other")
+        assert not found.may(client, "subscribe", "$SYS/other/#")
+        assert not found.may(client, "publish", "$SYS/broker/uptime")

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,8 @@ import pytest
 from gateway.catalogue import Catalogue
 from gateway.objects import DataObject
 from gateway.redelivery import Ring
-from gateway.store import Batch, Loaded, Store, StoreError
+from gateway.sessions import Changes, KeptMessage, KeptSession, Restored
+from gateway.store import FILE, Batch, Loaded, Store, StoreError
 from tests.world import CATALOGUE
 
 if TYPE_CHECKING:
@@ -294,4 +297,72 @@ def test_a_dropped_ring_is_gone_also_from_what_is_still_to_be_folded(tmp_path: P
     store.close()
     store, loaded = reopened(tmp_path / "one")
     assert set(loaded.rings) == {("r", "1")}
+    store.close()
+
+
+def test_a_folder_of_format_1_is_taken_over_with_what_it_holds(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.executescript(
+            """
+            CREATE TABLE objects (
+                id INTEGER PRIMARY KEY, topic TEXT NOT NULL UNIQUE, head BLOB NOT NULL, version INTEGER NOT NULL,
+                modified INTEGER NOT NULL, status TEXT NOT NULL, data BLOB
+            );
+            CREATE TABLE floors (authority TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+            CREATE TABLE rings (
+                client TEXT NOT NULL, session TEXT NOT NULL, entries BLOB NOT NULL,
+                used INTEGER NOT NULL, PRIMARY KEY (client, session)
+            ) WITHOUT ROWID;
+            CREATE TABLE ids (number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, code INTEGER NOT NULL);
+            CREATE TABLE journal (number INTEGER PRIMARY KEY, entry BLOB NOT NULL);
+            CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+            INSERT INTO floors VALUES ('ctxt/home.local', 7);
+            INSERT INTO ids VALUES (1, 'r', 'id1', 200);
+            INSERT INTO meta VALUES ('epoch', 257);
+            INSERT INTO objects VALUES (
+                3, 'ctxt/home.local/r/x', CAST('{"schema":null,"reporter":"r","name":"x","created":5}' AS BLOB),
+                4, 6, 'live', CAST('{"values":{}}' AS BLOB)
+            );
+            PRAGMA user_version = 1;
+            """
+        )
+    store, loaded = reopened(tmp_path)
+    assert loaded.floors == {"ctxt/home.local": 7}
+    assert loaded.ids == [("r", "id1", 200)]
+    (obj,) = loaded.objects
+    assert (obj.topic, obj.version, obj.text) == ("ctxt/home.local/r/x", 4, b'{"values":{}}')
+    assert not list(store.sessions())
+    kept = KeptSession(1, "bob", "panel", 5, 60.0, 0.0, 9, [("open/#", 1, False, True, 3)])
+    store.commit(Batch(sessions=Changes(sessions=[kept])))
+    store.close()
+    store = Store(tmp_path)
+    assert list(store.sessions()) == [Restored(kept, {}, [])]
+    store.close()
+
+
+def test_sessions_come_back_as_they_were_stored_and_go_with_everything_of_theirs(tmp_path: Path) -> None:
+    one = KeptSession(1, "bob", "panel", 5, 60.0, 0.0, 9, [("$share/g/open/#", 2, False, False, 0)])
+    two = KeptSession(2, "bob", "p\u00e4nel", 4, 60.0, 5.0, 1, [])
+    first = KeptMessage(1, 1, 0, b"0123", 0.0, "")
+    second = KeptMessage(2, 1, 77, b"", 0.0, "")
+    third = KeptMessage(3, 2, 0, b"45", 12.5, "$share/g/open/#")
+    store = Store(tmp_path)
+    store.commit(
+        Batch(
+            sessions=Changes(
+                sessions=[one, two], received=[(1, {5: 4_000_000_000}), (2, {})], messages=[first, second, third]
+            )
+        )
+    )
+    store.commit(Batch(sessions=Changes(sent=[(8, 1)], done=[2], received=[(2, {1: 2})])))
+    store.close()
+    store = Store(tmp_path)
+    assert list(store.sessions()) == [
+        Restored(one, {5: 4_000_000_000}, [first._replace(packet_id=8)]),
+        Restored(two, {1: 2}, [third]),
+    ]
+    store.commit(Batch(sessions=Changes(gone=[1, 2], sessions=[two._replace(number=3)], received=[(3, {})])))
+    assert list(store.sessions()) == [Restored(two._replace(number=3), {}, [])]
+    for table in ("received", "messages"):
+        assert store._db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     store.close()

@@ -257,11 +257,11 @@ class Connection(asyncio.Protocol):
         publish.origin = session
         if publish.qos:
             if publish.qos == 2:
-                if packet_id in session.received:
-                    self.put(session.answer(publish, Reason.SUCCESS, None))
-                    return
                 pending = session.incoming.get(packet_id)
                 if isinstance(pending, Publish) and pending.qos == 2:
+                    return
+                if packet_id in session.received and not session.reused(publish):
+                    self.put(session.answer(publish, Reason.SUCCESS, None))
                     return
             most = broker.limits.receive_maximum
             if session.level < 5:
@@ -287,6 +287,15 @@ class Connection(asyncio.Protocol):
             text = "no room for another retained message: clear some, or publish without RETAIN"
         if not publish.qos:
             return
+        journal = broker.journal
+        if journal is not None and not reason and (journal.dirty or (publish.qos == 2 and session.record is not None)):
+            # Whoever is told that it is taken can rely on it: the sessions that wait for it are stored first.
+            session.incoming[packet_id] = publish
+            if publish.qos == 2:
+                journal.received(session, publish)
+            journal.hold(publish)
+            broker.schedule()
+            return
         answer = session.answer(publish, reason, text)
         if session.incoming:
             session.incoming[packet_id] = answer
@@ -311,7 +320,8 @@ class Connection(asyncio.Protocol):
             self.put(PINGRESP)
         elif isinstance(packet, Pubrel):
             known = packet.packet_id in session.received
-            session.received.discard(packet.packet_id)
+            if known:
+                session.released(packet.packet_id)
             reason = Reason.SUCCESS if known else Reason.PACKET_IDENTIFIER_NOT_FOUND
             self.put(encode(Pubcomp(packet.packet_id, reason), session.level))
         elif isinstance(packet, Pubrec):
@@ -433,6 +443,7 @@ class Connection(asyncio.Protocol):
             self.doomed = True
             if self.session is not None:
                 self.session.refresh()
+                self.broker.hand_over(self.session)
             self.broker.loop.call_soon(self.end, reason)
 
     def _linger(self) -> None:

@@ -55,6 +55,8 @@ class Limits:
     topic_aliases: int = 32
     retained_messages: int = 10_000
     retained_bytes: int = 64 * 1024 * 1024
+    sys_interval: float = 10.0
+    """Seconds between two renewals of `$SYS/broker/…`; 0 = never, they are only told to new subscribers."""
     routes: int = 20_000
     """Topics whose subscribers are remembered; when full the table begins anew."""
 
@@ -91,6 +93,15 @@ class House(Protocol):
     @property
     def retained(self) -> Callable[[str], Iterator[tuple[str, bytes, int]]]:
         """The retained messages that the house keeps itself and a filter matches: (topic, payload, QoS), made as they are read."""
+
+    def survives(self, topic: str, /) -> bool:
+        """Whether a message of QoS > 0 on this topic is stored for sessions that outlive their connections.
+
+        Not those that the house makes anew after a restart: whoever comes back gets its retained messages instead.
+        """
+
+    def save(self) -> None:
+        """`Broker.journal` has something that acknowledgements wait for: store it, then call `Broker.saved`, now or later."""
 
     @property
     def settled(self) -> Callable[[Callable[[], None]], None]:

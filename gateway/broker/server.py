@@ -12,21 +12,26 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
+from gateway.broker.journal import FORWARD, Journal, Record
 from gateway.broker.retained import Kept, Retained
-from gateway.broker.session import UNLIMITED, Message, Session, make
-from gateway.broker.subscriptions import Entry, Route, Subscriptions
-from gateway.topics import valid_filter, valid_name
-from gateway.wire.codec import encode, encode_puback, publish_parts
+from gateway.broker.session import UNLIMITED, Message, Session, Tracked, make
+from gateway.broker.subscriptions import Entry, Route, Subscriptions, identifier_properties
+from gateway.topics import matches, split_share, valid_filter, valid_name
+from gateway.wire.codec import Decoder, encode, encode_puback, publish_parts
+from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Unsuback
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.broker.house import House, Limits
     from gateway.broker.session import Found
-    from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe
+    from gateway.broker.subscriptions import Share
+    from gateway.sessions import KeptMessage, Restored
+    from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe, Will
 
 __all__ = ["Broker", "Counters", "Route"]
 
@@ -42,6 +47,9 @@ TURN = 256
 
 STOP = 3.0
 """Seconds that clients have to close their side when the broker stops."""
+
+RESTORED = -2
+"""The generation of rights under which a message of an earlier run was judged: none that there is."""
 
 LEFT_BEHIND = (
     Property.MESSAGE_EXPIRY_INTERVAL,
@@ -106,15 +114,27 @@ class Broker:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, house: House, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        house: House,
+        limits: Limits,
+        *,
+        version: str = "",
+        keep_sessions: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.house = house
         self.limits = limits
+        self.version = version
         self.clock = clock
+        self._began = clock()
+        self._told = self._began
         self.counters = Counters()
         self.sessions: dict[tuple[str, str], Session] = {}
         self.subscriptions = Subscriptions(limits.routes)
         self._renew = self.renew
         self.retained = Retained(limits.retained_messages, limits.retained_bytes)
+        self.journal = Journal(clock) if keep_sessions else None
         self.batch: list[Publish] = []
         self.throttled: set[Connection] = set()
         self.queued = 0
@@ -124,6 +144,7 @@ class Broker:
         self._connections: set[Connection] = set()
         self._clients: dict[str, set[Session]] = {}
         self._absent: dict[Session, float] = {}
+        self._wills: dict[Session, tuple[float, Will]] = {}
         self._kept: dict[str, int] = {}
         self._dirty: list[Connection] = []
         self._scheduled = False
@@ -157,6 +178,7 @@ class Broker:
     async def stop(self) -> None:
         """Close the listeners, disconnect every client (0x8B) and wait for them. No will fires, the house is not told."""
         self._stopping = True
+        self._wills.clear()
         for server in self._servers:
             server.close()
         for connection in list(self._connections):
@@ -194,6 +216,11 @@ class Broker:
         self.counters.connections = len(self._connections)
         if self._gone is not None and not self._connections and not self._gone.done():
             self._gone.set_result(None)
+
+    @property
+    def connected_sessions(self) -> int:
+        """Sessions that have a connection now."""
+        return len(self.sessions) - len(self._absent)
 
     def clients(self) -> set[str]:
         """Names of the clients that are connected."""
@@ -240,6 +267,8 @@ class Broker:
             if self.batch:
                 batch, self.batch = self.batch, []
                 self.house.receive(batch)
+            if self.journal is not None and self.journal.urgent:
+                self.house.save()
         finally:
             self._scheduled = False
             dirty, self._dirty = self._dirty, []
@@ -247,6 +276,21 @@ class Broker:
                 connection.flush()
             if self.throttled:
                 self._unthrottle()
+
+    def saved(self) -> None:
+        """What the journal gave is stored: acknowledge what waited for it, in order."""
+        assert self.journal is not None
+        for publish in self.journal.stored():
+            session: Session = publish.origin
+            if session.incoming.get(publish.packet_id) is not publish:
+                continue
+            answer = session.answer(publish, Reason.SUCCESS, None)
+            if session.connection is None:
+                del session.incoming[publish.packet_id]
+                continue
+            session.incoming[publish.packet_id] = answer
+            session.deferred += 1
+            session.flush_deferred()
 
     def _unthrottle(self) -> None:
         for connection in list(self.throttled):
@@ -307,7 +351,11 @@ class Broker:
                 granted = qos
             retain = route.retain and group.retain_as_published
             head, tail = publish_parts(route.name, payload, group.level, granted, retain, group.properties)
-            message = Message(head, tail, granted, route.topic, route.rights)
+            message = (
+                Message(head, tail, granted, route.topic, route.rights)
+                if group.share is None
+                else Tracked(head, tail, granted, route.topic, route.rights, group.share)
+            )
             members = group.members
             for session in members:
                 session.deliver(message)
@@ -350,6 +398,8 @@ class Broker:
             return 0
         passed_on, expires = self._passed_on(properties)
         reached = 0
+        journal = self.journal
+        lasting = journal is not None and journal.sessions > 0 and qos > 0 and self.house.survives(route.topic)
         for group in route.groups:
             granted = min(qos, group.qos)
             retain = route.retain and group.retain_as_published
@@ -364,14 +414,101 @@ class Broker:
                 passed_on,
                 expires,
                 self,
+                group.share,
+                lasting,
             )
             for session in group.members:
                 if group.no_local and session is origin:
                     continue
                 session.deliver(message)
                 reached += 1
+                if lasting and granted and journal is not None:
+                    journal.add(session, message)
         self.counters.publishes_out += reached
         return reached
+
+    # ---- shared subscriptions ------------------------------------------------------------------------------------------
+
+    def hand_over(self, session: Session) -> None:
+        """Give what waits for a member that cannot be reached now, and was never sent to it, to members that can be.
+
+        What has been sent stays with its session as long as that lasts: the client may have it already.
+        """
+        if not session.shares or not session.queue or self._stopping:
+            return
+        kept: deque[Message] = deque()
+        moved: list[tuple[Entry, Message]] = []
+        for message in session.queue:
+            entry = None if message.share is None else message.share.pick(message.topic)
+            if entry is None or entry.session is session or entry.session.connection is None:
+                kept.append(message)
+            else:
+                moved.append((entry, message))
+        if not moved:
+            return
+        freed = sum(message.size for _, message in moved)
+        session.queue = kept
+        session.queued -= freed
+        self.queued -= freed
+        session.queued_qos0 = sum(not message.qos for message in kept)
+        session.refresh()
+        if self.journal is not None:
+            self.journal.touch(session)
+        for entry, message in moved:
+            self._give(entry, message, session.level)
+
+    def pass_on(self, session: Session, message: Message) -> bool:
+        """Give a message that one member has no room for to one that is connected; whether there is any."""
+        share: Share | None = message.share
+        entry = None if share is None else share.pick(message.topic)
+        if entry is None or entry.session is session or entry.session.connection is None:
+            return False
+        self._give(entry, message, session.level)
+        return True
+
+    def _give(self, entry: Entry, message: Message, level: int) -> None:
+        """Write a message that was another member's, in that one's level, for this one."""
+        session = entry.session
+        if not self.house.may_receive(session.client, message.topic):
+            self.counters.denied_receive += 1
+            return
+        if message.expires and message.expires <= self.clock():
+            self.counters.expired += 1
+            return
+        decoder = Decoder(server=False, level=level, max_packet=UNLIMITED)
+        packet = message.head + (b"\x00\x01" if message.qos else b"") + message.tail
+        (publish,) = decoder.feed(packet)
+        assert isinstance(publish, Publish)
+        properties = {name: value for name, value in (publish.properties or {}).items() if name not in LEFT_BEHIND}
+        given = make(
+            message.topic,
+            message.topic.encode(),
+            publish.payload,
+            session.level,
+            min(publish.qos, entry.qos),
+            publish.retain and entry.retain_as_published,
+            identifier_properties([entry.identifier] if entry.identifier else []),
+            properties or None,
+            message.expires,
+            self,
+            message.share,
+            message.lasting,
+        )
+        session.deliver(given)
+        if given.lasting and self.journal is not None:
+            self.journal.add(session, given)
+
+    def _regroup(self, session: Session) -> None:
+        """A session can be reached, or no longer."""
+        for share in (session.shares or {}).values():
+            self.subscriptions.regroup(share)
+
+    def _joined(self, session: Session) -> None:
+        """A member can be reached: it gets what waits for those of its groups that cannot."""
+        for share in list((session.shares or {}).values()):
+            for other in list(share.entries):
+                if other.connection is None:
+                    self.hand_over(other)
 
     # ---- retained messages for new subscriptions -----------------------------------------------------------------------
 
@@ -410,6 +547,10 @@ class Broker:
     def _retained_below(self, topic_filter: str) -> Iterator[Found | None]:
         for topic, payload, qos in self.house.retained(topic_filter):
             yield topic, payload, qos, None, 0.0
+        if topic_filter.startswith("$"):
+            for topic, payload in statistics.values(self, self.clock() - self._began).items():
+                if matches(topic_filter, topic):
+                    yield topic, payload, 0, None, 0.0
         for found in self.retained.below(topic_filter):
             kept = None if found is None else self.retained.get(found)
             if found is None or kept is None or (kept.expires and kept.expires <= self.clock()):
@@ -483,6 +624,7 @@ class Broker:
             session = self.sessions[key] = Session(self, client, client_id, level)
             self._kept[client] = self._kept.get(client, 0) + 1
         self._absent.pop(session, None)
+        self._wills.pop(session, None)  # it is back in time [MQTT-3.1.3-9]
         session.will = connect.will
         session.problem_information = bool(asked.get(Property.REQUEST_PROBLEM_INFORMATION, 1))
         session.max_packet = asked.get(Property.MAXIMUM_PACKET_SIZE, UNLIMITED)
@@ -499,10 +641,16 @@ class Broker:
             granted[Property.MAXIMUM_PACKET_SIZE] = limits.max_packet
             granted[Property.TOPIC_ALIAS_MAXIMUM] = limits.topic_aliases
             granted[Property.RETAIN_AVAILABLE] = 1
-            granted[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 0
+            granted[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 1
         else:
             session.window = limits.inflight
             session.expiry = 0.0 if connect.clean_start else float(limits.session_expiry)
+        journal = self.journal
+        if journal is not None:
+            if not session.expiry:
+                journal.end(session)
+            elif session.record is None:
+                journal.begin(session)
         connection.session = session
         session.connection = connection
         session.out = connection.out
@@ -512,9 +660,113 @@ class Broker:
         connack = Connack(session_present=present, properties=granted if level >= 5 else None)
         connection.put(encode(connack, level))
         if present:
+            self._regroup(session)
             session.resend()
+            self._joined(session)
+            if session.record is not None and session.record.behind:
+                self._catch_up(session)
+        if journal is not None:
+            journal.connected(session)
         self.house.online(session)
         connection.admitted(keep_alive * 1.5)
+
+    def _catch_up(self, session: Session) -> None:
+        """A session comes from an earlier run: what its queue does not have it gets as the house's retained messages."""
+        for entry in session.subscriptions.values():
+            if entry.share is None:
+                items = ((*found, None, 0.0) for found in self.house.retained(entry.topic_filter))
+                session.start_feed(entry, items)
+        if session.record is not None:
+            session.record.behind = False
+        if session.hungry:
+            self.feed(session)
+
+    def restore(self, kept: Iterable[Restored], wall: float) -> None:
+        """Take up the sessions of an earlier run, before `listen`. `wall` is the time now, Unix seconds.
+
+        Rights are asked again when something is delivered; what has expired is left out.
+        """
+        journal = self.journal
+        assert journal is not None
+        for facts, received, messages in kept:
+            journal.next_session = max(journal.next_session, facts.number + 1)
+            journal.next_message = max([journal.next_message, *(message.number + 1 for message in messages)])
+            record = Record(facts.number)
+            session = Session(self, facts.client, facts.client_id, facts.level)
+            session.record = record
+            journal.sessions += 1
+            left = facts.left or wall
+            expiry = min(facts.expiry, float(self.limits.session_expiry))
+            if left + expiry <= wall or len(self.sessions) >= self.limits.sessions or session.key in self.sessions:
+                journal.end(session)
+                continue
+            record.left = left
+            record.behind = True
+            session.expiry = expiry
+            session.next_id = (facts.next_id + FORWARD - 1) % 65_535 + 1
+            session.received.update(received)
+            record.marks = received
+            record.restored = set(received)
+            self.sessions[session.key] = session
+            self._kept[session.client] = self._kept.get(session.client, 0) + 1
+            self._absent[session] = self.clock() + left + expiry - wall
+            for topic_filter, qos, no_local, retain_as_published, identifier in facts.subscriptions:
+                entry = Entry(
+                    session,
+                    topic_filter,
+                    qos,
+                    no_local=no_local,
+                    retain_as_published=retain_as_published,
+                    identifier=identifier,
+                )
+                session.subscriptions[topic_filter] = entry
+                self.subscriptions.add(entry)
+                if entry.share is not None:
+                    session.shares = {**(session.shares or {}), topic_filter: entry.share}
+            for message in messages:
+                self._restore_message(session, message, wall)
+            journal.facts(session)
+            journal.touch(session)
+
+    def _restore_message(self, session: Session, kept: KeptMessage, wall: float) -> None:
+        record = session.record
+        assert record is not None
+        packet_id = kept.packet_id
+        if not kept.packet:
+            session.inflight[packet_id] = None
+            record.rows[packet_id] = (kept.number, packet_id)
+            return
+        try:
+            (publish,) = Decoder(server=False, level=session.level, max_packet=UNLIMITED).feed(kept.packet)
+            assert isinstance(publish, Publish)
+        except (MalformedPacket, ValueError):  # the file was damaged: this message is lost, the others are not
+            record.rows[-kept.number] = (kept.number, 0)
+            return
+        properties = dict(publish.properties or {})
+        identifiers = properties.pop(Property.SUBSCRIPTION_IDENTIFIER, [])
+        properties.pop(Property.MESSAGE_EXPIRY_INTERVAL, None)
+        share = (session.shares or {}).get(kept.share)
+        message = make(
+            publish.topic,
+            publish.topic.encode(),
+            publish.payload,
+            session.level,
+            publish.qos,
+            publish.retain,
+            identifier_properties(identifiers),
+            properties or None,
+            self.clock() + kept.expires - wall if kept.expires else 0.0,
+            self,
+            share,
+            True,
+        )
+        message.rights = RESTORED
+        if packet_id:
+            session.inflight[packet_id] = message
+            session.held += message.size
+        else:
+            session.deliver(message)  # into the queue, if the bounds are not narrower now
+        record.rows[message] = (kept.number, packet_id)
 
     def _make_room(self, client: str) -> None:
         """Where there are too many sessions, forget the one longest absent: of this client, if it is the one who has too many."""
@@ -532,6 +784,8 @@ class Broker:
             return
         session.connection = None
         session.out = []
+        if session.record is not None and session.feeds:
+            session.record.behind = True
         session.feeds = None
         session.refresh()
         # What is unacknowledged at QoS 1 is sent again by the client; the answer would go to a connection that has gone.
@@ -546,22 +800,34 @@ class Broker:
         last = not sessions
         if last:
             del self._clients[session.client]
+        will, session.will = session.will, None
+        if self._stopping or clean:
+            will = None
         if not session.expiry:
             self._forget(session)
         else:
-            self._absent[session] = self.clock() + session.expiry
+            self._regroup(session)
+            self.hand_over(session)
+            if self.journal is not None:
+                self.journal.left(session)
+            now = self.clock()
+            self._absent[session] = now + session.expiry
+            delay = will.properties.get(Property.WILL_DELAY_INTERVAL, 0) if will and will.properties else 0
+            if will is not None and delay:
+                self._wills[session] = (now + min(delay, session.expiry), will)
+                will = None
         if self._stopping:
             return
-        will, session.will = session.will, None
-        if will is not None and not clean:
-            publish = Publish(
-                will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session
-            )
-            self._fire(session, publish)
+        if will is not None:
+            self._fire(session, will)
         self.house.offline(session, clean=clean, last=last and not replaced)
 
-    def _fire(self, session: Session, publish: Publish) -> None:
-        """A will is a publish like any other: judged now, whatever held when it was left [MQTT-3.1.2-8]."""
+    def _fire(self, session: Session, will: Will) -> None:
+        """A will is a publish like any other: judged now, whatever held when it was left [MQTT-3.1.2-8].
+
+        Its message expiry begins now too (section 3.1.3.2.4).
+        """
+        publish = Publish(will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session)
         if not self.house.may_publish(session.client, publish.topic):
             self.counters.denied_publish += 1
             return
@@ -575,12 +841,22 @@ class Broker:
     def _forget(self, session: Session) -> None:
         """A session has ended."""
         session.dead = True
+        if self.journal is not None:
+            self.journal.end(session)
         self._kept[session.client] -= 1
         if not self._kept[session.client]:
             del self._kept[session.client]
         for topic_filter in session.subscriptions:
             self.subscriptions.remove(session, topic_filter)
         session.subscriptions.clear()
+        orphans: list[Message] = []
+        if session.shares and not self._stopping:
+            # What it may have had at QoS 2 is nobody else's [MQTT-4.8.2-5]; the rest is not lost.
+            orphans += [
+                message for message in session.inflight.values() if message and message.share and message.qos == 1
+            ]
+            orphans += [message for message in session.queue or () if message.share]
+            session.shares = None
         session.incoming.clear()
         session.received.clear()
         session.inflight.clear()
@@ -589,6 +865,13 @@ class Broker:
         session.queued = 0
         self._absent.pop(session, None)
         del self.sessions[session.key]
+        waiting = self._wills.pop(session, None)
+        if waiting is not None and not self._stopping:
+            self._fire(session, waiting[1])  # the session's end is the latest moment [MQTT-3.1.3-9]
+        for message in orphans:
+            entry = message.share.pick(message.topic)
+            if entry is not None:
+                self._give(entry, message, session.level)
 
     # ---- SUBSCRIBE -----------------------------------------------------------------------------------------------------
 
@@ -615,9 +898,17 @@ class Broker:
             session.subscriptions[wanted.topic_filter] = entry
             self.subscriptions.add(entry)
             reasons.append(wanted.qos)
+            if entry.share is not None:
+                if session.shares is None:
+                    session.shares = {}
+                session.shares[wanted.topic_filter] = entry.share
+                continue  # no retained messages (section 4.8.2)
             if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and not known):
                 feeds.append(entry)
+        if self.journal is not None:
+            self.journal.facts(session)
         connection.put(encode(Suback(packet.packet_id, reasons), session.level))
+        self._joined(session)
         for entry in feeds:
             session.start_feed(entry, self._retained_below(entry.topic_filter))
         if session.hungry:
@@ -625,11 +916,14 @@ class Broker:
 
     def _refused(self, session: Session, wanted: Subscription) -> int | None:
         topic_filter = wanted.topic_filter
-        if topic_filter.startswith("$share/"):
-            return Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
-        if len(topic_filter.encode()) > self.limits.filter_bytes or not valid_filter(topic_filter):
+        try:
+            share = split_share(topic_filter)
+        except ValueError:
             return Reason.TOPIC_FILTER_INVALID
-        if not self.house.may_subscribe(session.client, topic_filter):
+        asked = topic_filter if share is None else share.topic_filter
+        if len(topic_filter.encode()) > self.limits.filter_bytes or not valid_filter(asked):
+            return Reason.TOPIC_FILTER_INVALID
+        if not self.house.may_subscribe(session.client, asked):
             return Reason.NOT_AUTHORIZED
         if topic_filter not in session.subscriptions and len(session.subscriptions) >= self.limits.subscriptions:
             return Reason.QUOTA_EXCEEDED
@@ -644,7 +938,12 @@ class Broker:
                 continue
             self.subscriptions.remove(session, topic_filter)
             session.stop_feed(topic_filter)
+            if session.shares and topic_filter in session.shares:
+                self.hand_over(session)
+                del session.shares[topic_filter]
             reasons.append(Reason.SUCCESS)
+        if self.journal is not None:
+            self.journal.facts(session)
         connection.put(encode(Unsuback(packet.packet_id, reasons), session.level))
 
     # ---- time ----------------------------------------------------------------------------------------------------------
@@ -657,7 +956,17 @@ class Broker:
             self.sweep(self.clock())
 
     def look(self, now: float) -> None:
-        """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end."""
+        """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end.
+
+        And let the wills go whose delay is over, and renew `$SYS/broker/…`.
+        """
+        if self.limits.sys_interval and now - self._told >= self.limits.sys_interval:
+            self._told = now
+            if self.wants(statistics.HEAD):
+                for topic, payload in statistics.values(self, now - self._began).items():
+                    self.publish(topic, payload, qos=0, retain=True)
+        for session in [session for session, (due, _) in self._wills.items() if due <= now]:
+            self._fire(session, self._wills.pop(session)[1])
         late = []
         for connection in self._connections:
             if connection.heard and connection.session is not None:

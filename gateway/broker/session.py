@@ -6,8 +6,9 @@ A session outlives its connection as long as its expiry says. Its key is (client
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from gateway.broker.journal import mark
 from gateway.broker.subscriptions import NEVER, identifier_properties
 from gateway.wire.codec import encode, encode_properties, encode_puback, publish_parts
 from gateway.wire.packets import Property, Puback, Publish, Pubrec, Pubrel, Reason
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.broker.connection import Connection
+    from gateway.broker.journal import Record
     from gateway.broker.server import Broker
-    from gateway.broker.subscriptions import Entry
+    from gateway.broker.subscriptions import Entry, Share
     from gateway.wire.packets import Properties, Will
 
 UNLIMITED = 1 << 32
@@ -71,6 +73,28 @@ class Message:
         self.expires = 0.0
         self.again: Again | None = None
 
+    share: ClassVar[Any] = None
+    """The shared subscription that this is one member's part of; see `Tracked`."""
+
+    lasting: ClassVar[bool] = False
+    """Whether it survives a restart in the sessions that do; see `Tracked`."""
+
+
+class Tracked(Message):
+    """A message of which more must be known than what goes out: most are none of these, and cost nothing for it."""
+
+    __slots__ = ("lasting", "share")
+
+    share: Share | None  # type: ignore[misc] # these hide the plain message's
+    lasting: bool  # type: ignore[misc]
+
+    def __init__(
+        self, head: bytes, tail: bytes, qos: int, topic: str, rights: int, share: Share | None, lasting: bool = False
+    ) -> None:
+        super().__init__(head, tail, qos, topic, rights)
+        self.share = share
+        self.lasting = lasting and qos > 0
+
 
 class Feed:
     """The retained messages that one new subscription is still to be sent, found as they are sent."""
@@ -112,6 +136,9 @@ class Session:
         "queued",
         "queued_qos0",
         "received",
+        "record",
+        "seed",
+        "shares",
         "subscriptions",
         "will",
         "window",
@@ -122,12 +149,15 @@ class Session:
         self.client = client
         self.client_id = client_id
         self.key = (client, client_id)
+        self.seed = b""
         self.level = level
         self.connection: Connection | None = None
         self.dead = False
+        self.record: Record | None = None  # where it outlives its connection, and is stored
         self.expiry = 0.0
         self.will: Will | None = None
         self.subscriptions: dict[str, Entry] = {}
+        self.shares: dict[str, Share] | None = None
         self.problem_information = True
         # Out.
         self.out: list[bytes] = []
@@ -192,6 +222,8 @@ class Session:
         if connection is None and (self.dead or not message.qos):
             return
         if connection is not None and connection.doomed:
+            if message.share is not None:
+                self.broker.pass_on(self, message)
             return
         if self._full(message.size):
             if not message.qos:
@@ -199,9 +231,10 @@ class Session:
                 return
             self._drop_qos0()
             if self._full(message.size):
-                counters.dropped_queue += 1
                 if connection is not None:
                     connection.doom(Reason.QUOTA_EXCEEDED)
+                if message.share is None or not self.broker.pass_on(self, message):
+                    counters.dropped_queue += 1
                 return
         if self.queue is None:
             self.queue = deque()
@@ -283,7 +316,16 @@ class Session:
             head, tail = publish_parts(
                 name, payload, level, message.qos, retain, identifiers + encode_properties(properties)
             )
-            message = Message(head, tail, message.qos, message.topic, generation)
+            written = (
+                Message(head, tail, message.qos, message.topic, generation)
+                if type(message) is Message
+                else Tracked(head, tail, message.qos, message.topic, generation, message.share, message.lasting)
+            )
+            written.expires = message.expires
+            written.again = message.again
+            if self.record is not None and message in self.record.rows:
+                self.record.rows[written] = self.record.rows.pop(message)
+            message = written
         if message.size > self.max_packet:
             broker.counters.dropped_too_large += 1
             return None
@@ -307,8 +349,11 @@ class Session:
                     self._requeue(message)
                 continue
             sending += 1
+            if current is not message:
+                self.inflight[packet_id] = current
+                self.held += current.size - message.size
             connection.put(
-                bytes((message.head[0] | 0x08,)) + message.head[1:] + packet_id.to_bytes(2, "big") + message.tail
+                bytes((current.head[0] | 0x08,)) + current.head[1:] + packet_id.to_bytes(2, "big") + current.tail
             )
         self.pump()
 
@@ -409,8 +454,31 @@ class Session:
             return self._with_text(Puback(packet_id, reason), text)
         if reason < 0x80:
             self.received.add(packet_id)
+            if self.record is not None and self.broker.journal is not None and packet_id not in self.record.marks:
+                self.broker.journal.received(self, publish)
             return encode(Pubrec(packet_id, reason), self.level)
         return self._with_text(Pubrec(packet_id, reason), text)
+
+    def reused(self, publish: Publish) -> bool:
+        """Whether a packet identifier that an earlier run of the broker knew is a new message's: its PUBREL was not stored."""
+        record = self.record
+        packet_id = publish.packet_id
+        if record is None or packet_id not in record.restored:
+            return False
+        if publish.dup and record.marks.get(packet_id) == mark(publish):
+            return False
+        self.released(packet_id)
+        return True
+
+    def released(self, packet_id: int) -> None:
+        """PUBREL has come."""
+        self.received.discard(packet_id)
+        record = self.record
+        if record is not None:
+            record.marks.pop(packet_id, None)
+            record.restored.discard(packet_id)
+            if self.broker.journal is not None:
+                self.broker.journal.received(self)
 
     def _with_text(self, packet: Puback | Pubrec, text: str | None) -> bytes:
         """A reason string only for who has not declined it, and only where it fits [MQTT-3.1.2-29, MQTT-3.4.2-2]."""
@@ -450,6 +518,8 @@ def make(
     properties: Properties | None,
     expires: float,
     broker: Broker,
+    share: Share | None = None,
+    lasting: bool = False,
 ) -> Message:
     """A message with whatever properties its publisher gave it. `name` is the encoded topic; `expires` 0 = never."""
     again = None
@@ -461,7 +531,12 @@ def make(
     if level >= 5 and properties:
         encoded = identifiers + encode_properties(properties)
     head, tail = publish_parts(name, payload, level, qos, retain, encoded)
-    message = Message(head, tail, qos, topic, broker.house.generation)
+    generation = broker.house.generation
+    message = (
+        Message(head, tail, qos, topic, generation)
+        if share is None and not lasting
+        else Tracked(head, tail, qos, topic, generation, share, lasting)
+    )
     message.expires = expires
     message.again = again
     return message

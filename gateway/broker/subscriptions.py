@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
+from gateway.topics import split_share
 from gateway.wire.codec import encode_properties
 from gateway.wire.packets import Property
 
@@ -21,9 +23,12 @@ MOST_LISTED = 100_000
 
 
 class Entry:
-    """One session's subscription to one filter, with its options (MQTT 5 section 3.8.3.1). `identifier` 0 = none."""
+    """One session's subscription to one filter, with its options (MQTT 5 section 3.8.3.1). `identifier` 0 = none.
 
-    __slots__ = ("identifier", "no_local", "qos", "retain_as_published", "session", "topic_filter")
+    `share` is set where it is one of a shared subscription's; `topic_filter` is what the client wrote, `$share/NAME/` included.
+    """
+
+    __slots__ = ("identifier", "no_local", "qos", "retain_as_published", "session", "share", "topic_filter")
 
     def __init__(
         self,
@@ -41,19 +46,65 @@ class Entry:
         self.no_local = no_local
         self.retain_as_published = retain_as_published
         self.identifier = identifier
+        self.share: Share | None = None
+
+    @property
+    def client(self) -> str:
+        """Whose it is."""
+        return self.session.client
+
+
+class Share:
+    """A shared subscription (section 4.8.2): the entries of one client's sessions under one share name and one filter.
+
+    Another client's share of the same name is another share: nobody drains somebody else's.
+    """
+
+    __slots__ = ("client", "entries", "name", "topic_filter")
+
+    def __init__(self, client: str, name: str, topic_filter: str) -> None:
+        self.client = client
+        self.name = name
+        """As clients write it: `$share/NAME/FILTER`."""
+        self.topic_filter = topic_filter
+        self.entries: dict[Session, Entry] = {}
+
+    def pick(self, topic: str) -> Entry | None:
+        """The member that gets a topic's messages: always the same one, so that their order is kept, while it can take them.
+
+        Among those that are connected, else among all. By rendezvous hashing: when a member comes or goes, only the topics
+        that it gets or had move. None: there is no member, or the only ones left are about to be disconnected.
+        """
+        entries = self.entries.values()
+        able = [entry for entry in entries if (to := entry.session.connection) is not None and not to.doomed]
+        if not able:
+            able = [entry for entry in entries if entry.session.connection is None]
+        if len(able) < 2:
+            return able[0] if able else None
+        name = topic.encode()
+        return max(able, key=lambda entry: blake2b(name, digest_size=8, key=entry.session.seed).digest())
 
 
 class Group:
     """Subscribers of one topic that get the very same bytes, but for the packet identifier."""
 
-    __slots__ = ("level", "members", "no_local", "properties", "qos", "retain_as_published")
+    __slots__ = ("level", "members", "no_local", "properties", "qos", "retain_as_published", "share")
 
-    def __init__(self, level: int, qos: int, no_local: bool, retain_as_published: bool, properties: bytes) -> None:
+    def __init__(
+        self,
+        level: int,
+        qos: int,
+        no_local: bool,
+        retain_as_published: bool,
+        properties: bytes,
+        share: Share | None = None,
+    ) -> None:
         self.level = level
         self.qos = qos
         self.no_local = no_local
         self.retain_as_published = retain_as_published
         self.properties = properties
+        self.share = share
         self.members: list[Session] = []
 
 
@@ -84,7 +135,11 @@ class Node:
 
     def __init__(self) -> None:
         self.children: dict[str, Node] = {}
-        self.entries: dict[Session, Entry] = {}
+        self.entries: dict[Key, Entry | Share] = {}
+
+
+Key = Any
+"""Under which a filter's entries stand: a Session, or (client, share name)."""
 
 
 class Subscriptions:
@@ -92,8 +147,9 @@ class Subscriptions:
 
     def __init__(self, most_routes: int) -> None:
         self.generation = 0
-        self._exact: dict[str, dict[Session, Entry]] = {}
+        self._exact: dict[str, dict[Key, Entry | Share]] = {}
         self._tree = Node()
+        self._shares: dict[tuple[str, str, str], Share] = {}
         self._routes: dict[tuple[str, bool], Route] = {}
         self._most_routes = most_routes
         self._forgotten = False
@@ -118,11 +174,35 @@ class Subscriptions:
         return any(node.children for node in nodes)
 
     def add(self, entry: Entry) -> None:
-        """Add, or replace the session's entry for the same filter."""
+        """Add, or replace the session's entry for the same filter, which may be a shared one."""
+        share = split_share(entry.topic_filter)
+        if share is None:
+            self._add(entry.topic_filter, entry.session, entry)
+            return
+        key = (entry.client, share.name)
+        shared = self._shares.get((*key, share.topic_filter))
+        if shared is None:
+            shared = self._shares[(*key, share.topic_filter)] = Share(
+                entry.client, entry.topic_filter, share.topic_filter
+            )
+            self._add(share.topic_filter, key, shared)
+        session = entry.session
+        session.seed = session.seed or blake2b(session.client_id.encode(), digest_size=16).digest()
+        shared.entries[session] = entry
+        entry.share = shared
+        self.regroup(shared)
+
+    def regroup(self, share: Share) -> None:
+        """A member of a share has come, gone, or can no longer be reached: who gets what is found out anew."""
+        if is_wildcard(share.topic_filter):
+            self.generation += 1
+        else:
+            self._changed(share.topic_filter)
+
+    def _add(self, topic_filter: str, key: Key, entry: Entry | Share) -> None:
         self._heads.clear()
-        topic_filter = entry.topic_filter
         if not is_wildcard(topic_filter):
-            self._exact.setdefault(topic_filter, {})[entry.session] = entry
+            self._exact.setdefault(topic_filter, {})[key] = entry
             self._changed(topic_filter)
             return
         node = self._tree
@@ -131,15 +211,29 @@ class Subscriptions:
             if child is None:
                 child = node.children[level] = Node()
             node = child
-        node.entries[entry.session] = entry
+        node.entries[key] = entry
         self.generation += 1
 
     def remove(self, session: Session, topic_filter: str) -> None:
         """Remove a session's entry, which must be there, and every branch that is empty then."""
+        share = split_share(topic_filter)
+        if share is None:
+            self._remove(topic_filter, session)
+            return
+        key = (session.client, share.name)
+        shared = self._shares[(*key, share.topic_filter)]
+        del shared.entries[session]
+        if shared.entries:
+            self.regroup(shared)
+        else:
+            del self._shares[(*key, share.topic_filter)]
+            self._remove(share.topic_filter, key)
+
+    def _remove(self, topic_filter: str, key: Key) -> None:
         self._heads.clear()
         if not is_wildcard(topic_filter):
             entries = self._exact[topic_filter]
-            del entries[session]
+            del entries[key]
             if not entries:
                 del self._exact[topic_filter]
             self._changed(topic_filter)
@@ -149,7 +243,7 @@ class Subscriptions:
         for level in topic_filter.split("/"):
             path.append((node, level))
             node = node.children[level]
-        del node.entries[session]
+        del node.entries[key]
         for parent, level in reversed(path):
             if node.entries or node.children:
                 break
@@ -178,9 +272,9 @@ class Subscriptions:
             route = routes[topic, retain] = Route(topic, retain, renew)
         return route
 
-    def match(self, topic: str) -> list[Entry]:
+    def match(self, topic: str) -> list[Entry | Share]:
         """Every entry whose filter matches; topics that begin with `$` only by literal first levels [MQTT-4.7.2-1]."""
-        found: list[Entry] = []
+        found: list[Entry | Share] = []
         exact = self._exact.get(topic)
         if exact is not None:
             found.extend(exact.values())
@@ -216,16 +310,21 @@ class Subscriptions:
         return found
 
     def groups(self, topic: str, may_receive: Callable[[str, str], bool]) -> tuple[Group, ...]:
-        """The subscribers of a topic who may receive it: each session once, with its highest QoS and all its identifiers."""
+        """The subscribers of a topic who may receive it: each session once, with its highest QoS and all its identifiers.
+
+        And once more for each shared subscription whose member it is for this topic.
+        """
         rights: dict[str, bool] = {}
         heard: list[Entry] = []
-        for entry in self.match(topic):
-            client = entry.session.client
+        for found in self.match(topic):
+            client = found.client
             may = rights.get(client)
             if may is None:
                 may = rights[client] = may_receive(client, topic)
             if may:
-                heard.append(entry)
+                entry = found.pick(topic) if isinstance(found, Share) else found
+                if entry is not None:
+                    heard.append(entry)
         if not heard:
             return ()
         # Most topics have the same few audiences: their groups are made once and shared. An entry never changes.
@@ -244,17 +343,18 @@ class Subscriptions:
 
 def _grouped(audience: tuple[Entry, ...]) -> tuple[Group, ...]:
     """Each session once, with those that get the same bytes."""
-    by_session: dict[Session, list[Entry]] = {}
+    by_session: dict[tuple[Session, Share | None], list[Entry]] = {}
     for entry in audience:
-        by_session.setdefault(entry.session, []).append(entry)
-    groups: dict[tuple[int, int, bool, bool, bytes], Group] = {}
-    for session, entries in by_session.items():
+        by_session.setdefault((entry.session, entry.share), []).append(entry)
+    groups: dict[tuple[int, int, bool, bool, bytes, Share | None], Group] = {}
+    for (session, share), entries in by_session.items():
         key = (
             session.level,
             max(entry.qos for entry in entries),
             all(entry.no_local for entry in entries),
             any(entry.retain_as_published for entry in entries),
             identifier_properties([entry.identifier for entry in entries if entry.identifier]),
+            share,
         )
         group = groups.get(key)
         if group is None:

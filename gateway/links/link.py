@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from gateway.broker.journal import Journal
+    from gateway.sessions import Restored
     from gateway.wire.packets import Properties, Publish
 
 
@@ -23,6 +25,12 @@ class Receiver(Protocol):
     def retained(self, topic_filter: str) -> Iterator[tuple[str, bytes, int]]:
         """The retained messages below a filter, rendered now: (topic, payload, QoS)."""
 
+    def save(self) -> None:
+        """`Link.journal` is urgent: store it with the next commit, then call `Link.saved`."""
+
+    def sessions(self) -> Iterable[Restored]:
+        """The sessions that an earlier run of the broker inside kept. Asked once, at the start."""
+
     def settled(self, then: Callable[[], None]) -> None:
         """Run `then` when nothing is applied but not yet stored: now, or after the commit in flight."""
 
@@ -38,6 +46,12 @@ class Link(Protocol):
 
     address: tuple[str, int]
     """Host and port: where clients connect."""
+
+    journal: Journal | None
+    """What the broker inside wants stored; None where the broker keeps its sessions itself."""
+
+    def saved(self) -> None:
+        """What was taken from the journal is stored."""
 
     async def start(self, receiver: Receiver) -> None:
         """Listen or connect. Raises LinkError."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.broker.server import Broker
 from gateway.errors import CtxtError
-from gateway.rights import ANONYMOUS
+from gateway.rights import ANONYMOUS, STATISTICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ POLL = 1.0
 
 OWNED = ("report", "request", "presence")
 """The verbs that the gateway itself listens to."""
+
+REMADE = ("snapshot", "delta", "value", "gateway")
+"""The verbs whose messages are made anew after a restart, under a new epoch: those of the old one are of no use then."""
 
 
 class LinkError(CtxtError):
@@ -50,16 +54,21 @@ class LocalLink:
         credentials: Credentials,
         *,
         prefix: str = "",
+        version: str = "",
     ) -> None:
         self._listener = listener
         self._acl = acl
         self._credentials = credentials
-        self._owned = tuple((f"{prefix}/" if prefix else "") + verb + "/" for verb in OWNED)
+        head = f"{prefix}/" if prefix else ""
+        self._owned = tuple(f"{head}{verb}/" for verb in OWNED)
+        self._remade = (*(f"{head}{verb}/" for verb in REMADE), STATISTICS)
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="passwords")
         self._receiver: Receiver | None = None
         self._poll: asyncio.TimerHandle | None = None
         self.address = (listener.host, listener.port)
-        self.broker = Broker(self, limits)
+        self.broker = Broker(self, limits, version=version, keep_sessions=True)
+        self.journal = self.broker.journal
+        self.saved = self.broker.saved
         self.may_publish = acl.may_publish
         self.may_subscribe = acl.may_subscribe
         self.may_receive = acl.may_receive
@@ -74,11 +83,13 @@ class LocalLink:
     # ---- the service's Link --------------------------------------------------------------------------------------------
 
     async def start(self, receiver: Receiver) -> None:
-        """Listen. Raises LinkError."""
+        """Take up the sessions of an earlier run, and listen. Raises LinkError."""
         self._receiver = receiver
         self.receive = receiver.receive
         self.retained = receiver.retained
         self.settled = receiver.settled
+        self.save = receiver.save
+        self.broker.restore(receiver.sessions(), time.time())
         host, port = self._listener.host, self._listener.port
         try:
             self.address = await self.broker.listen(host, port)
@@ -123,6 +134,10 @@ class LocalLink:
         """Whether the gateway itself listens to this topic."""
         return topic.startswith(self._owned)
 
+    def survives(self, topic: str) -> bool:
+        """Topics that rules open, and inboxes. What Observers read is made anew from the objects after a restart."""
+        return not topic.startswith(self._remade)
+
     def online(self, session: Session) -> None:
         """A client has connected."""
         if self._receiver is not None:
@@ -145,3 +160,4 @@ class LocalLink:
     receive: Callable[[list[Publish]], None]
     retained: Callable[[str], Iterator[tuple[str, bytes, int]]]
     settled: Callable[[Callable[[], None]], None]
+    save: Callable[[], None]

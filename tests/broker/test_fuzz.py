@@ -30,6 +30,8 @@ from tests.broker.world import RawClient, TableHouse, run, running, until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.broker.server import Broker
+
 TOPICS = ["report/alice/x", "open/a", "open/b/c", "secret/x", "presence/alice", "$SYS/x"]
 FILTERS = ["open/#", "open/+", "snapshot/#", "#", "+/+", "open/a", "bad/#/x", "$share/g/open/#", "$SYS/#"]
 
@@ -58,14 +60,21 @@ def packet(dice: random.Random) -> Packet:
     return dice.choice(kinds)()
 
 
+@pytest.mark.parametrize("keep_sessions", [False, True])
 @pytest.mark.parametrize("level", [4, 5])
-def test_nothing_that_a_client_sends_reaches_the_loops_exception_handler_or_another_client(level: int) -> None:
+def test_nothing_that_a_client_sends_reaches_the_loops_exception_handler_or_another_client(
+    level: int, keep_sessions: bool
+) -> None:
     async def go() -> None:
         accidents: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: accidents.append(context))
         house = TableHouse()
         house.kept = {f"snapshot/{i}": b"x" for i in range(20)}
-        async with running(house, receive_maximum=5, queue_messages=20) as (_, broker, port):
+        async with running(house, keep_sessions=keep_sessions, receive_maximum=5, queue_messages=20) as (
+            _,
+            broker,
+            port,
+        ):
             witness = await RawClient.connect(port, "bob", level)
             await witness.subscribe("open/#")
             watching = asyncio.create_task(drain(witness))
@@ -92,7 +101,13 @@ def test_nothing_that_a_client_sends_reaches_the_loops_exception_handler_or_anot
                 await asyncio.sleep(0.001)
                 house.settle()
                 client.drop()
+                if keep_sessions and dice.random() < 0.5:
+                    agrees(house, broker, sweep=dice.random() < 0.5)
             await until(lambda: broker.clients() == {"bob"})
+            if keep_sessions:
+                agrees(house, broker, sweep=True)
+                assert broker.journal is not None
+                assert broker.journal.next_message > 100
             witness.send(Pingreq())
             await until(lambda: any(isinstance(packet, Pingresp) for packet in witness.packets))
             watching.cancel()
@@ -108,6 +123,25 @@ def test_nothing_that_a_client_sends_reaches_the_loops_exception_handler_or_anot
             assert len(house.got) > 100
 
     run(go)
+
+
+def agrees(house: TableHouse, broker: Broker, *, sweep: bool) -> None:
+    """Store what the journal has; after a sweep the store knows exactly what is outstanding, under its packet identifiers."""
+    journal = broker.journal
+    assert journal is not None
+    house.stored(journal.take(sweep=sweep))
+    broker.saved()
+    if not sweep:
+        return
+    there = {session.record.number: session for session in broker.sessions.values() if session.record is not None}
+    assert set(house.sessions) == set(there)
+    assert {row.session for row in house.messages.values()} <= set(there)
+    for number, session in there.items():
+        sent = [packet_id for packet_id, message in session.inflight.items() if message is None or message.lasting]
+        waiting = sum(message.lasting for message in session.queue or ())
+        rows = [row.packet_id for row in house.messages.values() if row.session == number]
+        assert sorted(rows) == sorted(sent + [0] * waiting)
+        assert [wanted[0] for wanted in house.sessions[number].subscriptions] == list(session.subscriptions)
 
 
 async def drain(client: RawClient) -> None:

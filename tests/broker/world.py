@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.broker.house import Peer
     from gateway.broker.session import Session
+    from gateway.sessions import Changes, KeptMessage, KeptSession
 
 P = TypeVar("P")
 
@@ -54,6 +55,8 @@ class TableHouse:
         self.events: list[tuple[str, str, bool, bool]] = []
         self.peers: list[Peer] = []
         self.rendered = 0
+        self.sessions: dict[int, KeptSession] = {}
+        self.messages: dict[int, KeptMessage] = {}
         self.asked = 0
         self.broker: Broker = None  # type: ignore[assignment] # set by `running`
 
@@ -91,6 +94,30 @@ class TableHouse:
                 self.rendered += 1
                 yield topic, payload, 1
 
+    def survives(self, topic: str) -> bool:
+        return not topic.startswith(("snapshot/", "delta/"))
+
+    def save(self) -> None:
+        journal = self.broker.journal
+        assert journal is not None
+        self.stored(journal.take())
+        self.broker.saved()
+
+    def stored(self, changes: Changes) -> None:
+        """What the journal gave, as a store would have it: each row inserted once, and there when it is changed."""
+        for number in changes.gone:
+            self.sessions.pop(number, None)
+            self.messages = {key: row for key, row in self.messages.items() if row.session != number}
+        self.sessions.update((kept.number, kept) for kept in changes.sessions)
+        for message in changes.messages:
+            assert message.number not in self.messages
+            assert message.session in self.sessions
+            self.messages[message.number] = message
+        for packet_id, number in changes.sent:
+            self.messages[number] = self.messages[number]._replace(packet_id=packet_id)
+        for number in changes.done:
+            del self.messages[number]
+
     def settled(self, then: Callable[[], None]) -> None:
         if self.busy:
             self.waiting.append(then)
@@ -115,10 +142,12 @@ class TableHouse:
 
 
 @asynccontextmanager
-async def running(house: TableHouse | None = None, **limits: Any) -> AsyncIterator[tuple[TableHouse, Broker, int]]:
+async def running(
+    house: TableHouse | None = None, *, keep_sessions: bool = False, **limits: Any
+) -> AsyncIterator[tuple[TableHouse, Broker, int]]:
     """A broker on a free port of 127.0.0.1; in the end every raw client is closed."""
     house = house or TableHouse()
-    broker = house.broker = Broker(house, Limits(**limits))
+    broker = house.broker = Broker(house, Limits(**limits), version="test 1", keep_sessions=keep_sessions)
     _, port = await broker.listen("127.0.0.1", 0)
     try:
         yield house, broker, port
