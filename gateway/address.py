@@ -89,6 +89,17 @@ def valid_client(name: str) -> bool:
     return _is_client(name) is not None
 
 
+def normal_prefix(text: str) -> str:
+    """The beginning of object URLs in the spelling they have; what is no URL yet (`ctxt://Home.local/`) as far as it goes."""
+    whole, tail = (text[:-1], "/") if text.endswith("/") else (text, "")
+    try:
+        return Address.parse(whole).url + tail
+    except AddressError:
+        scheme, separator, rest = text.partition("://")
+        authority, slash, path = rest.partition("/")
+        return scheme.lower() + separator + authority.lower() + slash + path
+
+
 def is_normal_topic(topic: str) -> bool:
     """Whether `topic` is an object topic in normal form: exactly when `Address.from_topic` takes it. About 1 µs."""
     if len(topic) > MAX_URL_BYTES - 2 or _NORMAL(topic) is None or topic.count("/") > MAX_SEGMENTS + 1:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from gateway import messages
-from gateway.address import Address, AddressError, is_normal_topic
+from gateway.address import Address, AddressError, is_normal_topic, normal_prefix
 from gateway.messages import PayloadError, rfc3339
 from gateway.objects import (
     DISCONNECTED,
@@ -1001,6 +1001,7 @@ class Engine:
 
     def _below(self, prefix: str, after: str = "") -> Iterator[DataObject]:
         """The object at a URL and all below it; a prefix that ends in `/` is taken as it is."""
+        prefix = normal_prefix(prefix)
         for obj in self.objects.from_url(prefix, after):
             if prefix.endswith("/") or not prefix or len(obj.url) == len(prefix) or obj.url[len(prefix)] == "/":
                 yield obj

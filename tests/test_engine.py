@@ -909,3 +909,13 @@ def test_an_empty_key_is_a_key_in_the_value_view() -> None:
     )
     view = json.loads(messages.value_view(obj)[0])
     assert (view["a"], view[".a"], view["."]) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["CTXT://Home.Local/", "ctxt://home.local/s/k\u00fcche", "ctxt://home.local/s/k%c3%bcche/", "ctxt://"]
+)
+def test_a_prefix_is_understood_in_any_spelling(prefix: str) -> None:
+    world = World()
+    world.must("s", "s/k%C3%BCche/x", TEMPERATURE)
+    assert world.request("dash", "discover", {"prefix": prefix})["body"]["total"] == 1
+    assert len(world.request("dash", "read", {"prefix": prefix})["body"]["snapshots"]) == 1
