@@ -164,7 +164,9 @@ class Journal:
                 changes.received.append((record.number, dict(record.marks)))
         self._received.clear()
         if sweep:
-            self._messages.update(dict.fromkeys(self._connected))
+            for session in self._connected:
+                if session.record is not None and session.record.rows:
+                    self._messages[session] = None
         for session in self._messages:
             self._difference(session, changes)
         self._messages.clear()
