@@ -614,8 +614,9 @@ class Broker:
             self.counters.takeovers += 1
             session.connection.end(Reason.SESSION_TAKEN_OVER, replaced=True)
             session = self.sessions.get(key)
-        if session is not None and (connect.clean_start or session.level != level):
-            # Queued packets are written in one protocol level: a client that comes back with the other one begins anew.
+        over = session is not None and self._absent.get(session, self.clock()) < self.clock()
+        if session is not None and (connect.clean_start or session.level != level or over):
+            # Its time may be over before a sweep has seen it. Queued packets are written in one protocol level: a client that comes back with the other one begins anew.
             self._forget(session)
             session = None
         present = session is not None

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from gateway.service import Service
 
 PATIENCE = 10.0
+PARTING = 2.0
+"""Seconds that the demo's clients have to go."""
+
 FRAMES = 4
 """Pictures a second: fast enough to look alive, slow enough for a Raspberry Pi over ssh."""
 
@@ -84,8 +87,15 @@ async def _show(folder: Path, port: int, duration: float | None) -> None:
     finally:
         for task in work:
             task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
+        _, late = await asyncio.wait(work, timeout=PARTING)
         await service.stop()
+        # A client that was cancelled while it connected may have missed it; now its connection has gone, and it is told again.
+        for task in late:
+            task.cancel()
+        await asyncio.wait(work, timeout=PARTING)
+        for task in work:
+            if task.done() and not task.cancelled():
+                task.exception()
     reports = sum(life.reports for life in lives)
     write_note(f"{reports:,} reports, {service.commits:,} transactions; the demo's folder is removed")
 

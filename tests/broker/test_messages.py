@@ -723,6 +723,25 @@ def test_a_session_outlives_its_connection_when_asked_to(level: int) -> None:
     run(go)
 
 
+def test_a_session_whose_time_is_over_is_not_taken_up_before_a_sweep_has_seen_it() -> None:
+    async def go() -> None:
+        async with running() as (_, broker, port):
+            now = [1_000.0]
+            broker.clock = lambda: now[0]
+            kept: Properties = {Property.SESSION_EXPIRY_INTERVAL: 50}
+            for gone, present in ((49, True), (51, False)):
+                bob = await RawClient.connect(port, "bob", properties=kept, clean_start=False)
+                bob.drop()
+                await until(lambda: not broker.clients())
+                now[0] += gone
+                bob = await RawClient.connect(port, "bob", properties=kept, clean_start=False)
+                assert bob.connack.session_present is present
+                bob.drop()
+                await until(lambda: not broker.clients())
+
+    run(go)
+
+
 def test_a_session_ends_when_its_time_is_over() -> None:
     async def go() -> None:
         async with running(session_expiry=50) as (_, broker, port):

@@ -124,7 +124,7 @@ CASES = [
     kept("2.2.1-6", "SUBACK and UNSUBACK have theirs", subscribe(("open/x", 0), packet_id=0xABCD) + packet(0xA2, b"\xdc\xba\0", text("open/x")), b"\x90\x04\xab\xcd\0\0" + b"\xb0\x04\xdc\xba\0\0"),
     refused("2.2.2-1", "a PUBLISH without a property length", packet(0x30, text("open/x"))),
     refused("2.2.2.2", "a property that no packet has", publish("open/x", properties=b"\x02\x7f\0")),
-    refused("2.2.2.2", "a property of another packet", publish("open/x", properties=b"\x03\x21\0\x05"), 0x82),
+    refused("2.2.2.2", "a property of another packet", publish("open/x", properties=b"\x03\x21\0\x05")),
     refused("2.2.2.2", "a property twice", publish("open/x", properties=b"\x04\x01\0\x01\0"), 0x82),
     refused("2.2.2.2", "properties that end in the middle of one", publish("open/x", properties=b"\x02\x02\0")),
     # 3.1 CONNECT
