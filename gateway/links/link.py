@@ -37,7 +37,10 @@ class Link(Protocol):
     """The way to the broker."""
 
     address: tuple[str, int]
-    """Host and port: where clients connect."""
+    """Host and port: where clients connect, at the first of them."""
+
+    urls: list[str]
+    """Everywhere that clients connect, once started."""
 
     async def start(self, receiver: Receiver) -> None:
         """Listen or connect. Raises LinkError."""
