@@ -161,6 +161,35 @@ def test_each_listener_has_rules_of_its_own(tmp_path: Path, call: Any) -> None:
         assert call(gateway, anyone, "dash", tls=(authority, None)).reason is None
 
 
+def test_websockets_and_unix_sockets_beside_the_others(tmp_path: Path, call: Any) -> None:
+    authority = Authority(tmp_path / "tls")
+    here, sensor = authority.issue("here"), authority.issue("sensor")
+    secure = tls(here, authority.ca, "use_certificate_name = true").replace(
+        "mqtts://127.0.0.1:0", "wss://127.0.0.1:0/x"
+    )
+    lines = (
+        f'[[listener]]\nurl = "unix://{tmp_path}/s"\nanonymous = true\n[[listener]]\nurl = "ws://127.0.0.1:0"\n{secure}'
+    )
+    with inside(tmp_path, lines) as gateway:
+        plain, unix, web, secure_web = range(4)
+        urls = gateway.call(lambda service: service.urls)
+        assert urls[unix] == f"unix://{tmp_path}/s"
+        assert (urls[web].split("/")[-1], urls[secure_web].split("/")[-1]) == ("mqtt", "x")
+        assert call(gateway, unix, None).reason == 0
+        assert call(gateway, unix, "sensor", "wrong").reason == 0x86
+        assert call(gateway, web, None).reason == 0x86
+        dash, device = call(gateway, web, "dash"), call(gateway, unix, "sensor")
+        assert call(gateway, secure_web, None, tls=(authority, sensor)).client == "sensor"
+        heard = threading.Event()
+        dash.paho.on_subscribe = lambda *_: device.paho.publish(
+            "report/sensor/ctxt/home.local/sensor/room", '{"values":{"temperature":{"value":1}}}', 1
+        )
+        dash.paho.on_message = lambda *_: heard.set()
+        dash.paho.subscribe("delta/#", 1)
+        assert heard.wait(10)
+        assert call(gateway, plain, "sensor").client == "sensor"
+
+
 def test_who_is_disabled_or_removed_is_sent_away_whatever_its_certificate(tmp_path: Path, call: Any) -> None:
     authority = Authority(tmp_path / "tls")
     here, sensor, dash, stranger = (authority.issue(name) for name in ("here", "sensor", "dash", "stranger"))

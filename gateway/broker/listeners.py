@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gateway.broker.connection import LINGER, Connection
+from gateway.broker.websocket import WebSocket
 from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
@@ -178,8 +179,10 @@ class Opened:
                 loop.add_reader(bound, self._accept, bound)
         self.address = (str(name[0]), int(name[1]))
 
-    def _protocol(self, entered: str | None = None) -> Connection:
+    def _protocol(self, entered: str | None = None) -> Connection | WebSocket:
         """What a socket is given; `entered` is the address that it has been counted for already."""
+        if self.listener.scheme in ("ws", "wss"):
+            return WebSocket(self._broker, self.listener, entered)
         return Connection(self._broker, self.listener.name, entered)
 
     # ---- TLS -----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.broker.house import House, Limits, Peer
     from gateway.broker.session import Found
     from gateway.broker.subscriptions import Share
+    from gateway.broker.websocket import WebSocket
     from gateway.sessions import KeptMessage, Restored
     from gateway.wire.packets import Connect, Properties, Subscribe, Subscription, Unsubscribe, Will
 
@@ -146,6 +147,7 @@ class Broker:
         self._stopping = False
         self._opened: list[Opened] = []
         self._connections: set[Connection] = set()
+        self.guests: set[WebSocket] = set()
         self._sockets = 0
         self._addresses: dict[str, int] = {}
         self._clients: dict[str, set[Session]] = {}
@@ -181,6 +183,8 @@ class Broker:
         self._wills.clear()
         for opened in self._opened:
             opened.close()
+        for guest in list(self.guests):
+            guest.abort()
         for connection in list(self._connections):
             connection.end(Reason.SERVER_SHUTTING_DOWN)
         if self._sockets:
@@ -214,6 +218,12 @@ class Broker:
         self._sockets += 1
         self.counters.connections = self._sockets
         return True
+
+    def enter_by(self, transport: asyncio.BaseTransport) -> str | None:
+        """`enter` for the address at the other end; which one that is, or None where there are too many."""
+        name = transport.get_extra_info("peername")
+        address = address_group(str(name[0])) if isinstance(name, tuple) else ""
+        return address if self.enter(address) else None
 
     def leave(self, address: str) -> None:
         """A socket that was counted has closed."""

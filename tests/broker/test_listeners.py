@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 import ssl
+import stat
 import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -381,3 +382,57 @@ def test_one_address_cannot_take_all_connections(tmp_path: Path) -> None:
 )
 def test_an_ipv6_network_counts_as_one_address(host: str, group: str) -> None:
     assert address_group(host) == group
+
+
+# ---- Unix sockets ------------------------------------------------------------------------------------------------------
+
+
+@needs_mosquitto
+@LOOPS
+def test_a_unix_socket_has_its_mode_and_goes_with_the_broker(tmp_path: Path, loop: str) -> None:
+    path = tmp_path / "mqtt.sock"
+
+    async def go() -> None:
+        async with running() as (house, broker, _):
+            await broker.open(Listener("unix", "unix", path=str(path), mode=0o600))
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            line = ("--unix", str(path), "-u", "alice", "-P", "a", "-q", "1", "-t", "report/alice/x", "-m", "{}")
+            assert await mosquitto_pub(*line) == (0, "")
+            assert (house.peers[0].loopback, house.peers[0].address) == (True, "")
+        assert not path.exists()
+
+    run(go, loop)
+
+
+def test_a_socket_file_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "mqtt.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+
+    async def go() -> None:
+        async with running() as (_, broker, _):
+            unix = await broker.open(Listener("unix", "unix", path=str(path)))
+            assert await admitted(await over(unix)) == 0
+
+    run(go)
+
+
+def test_a_socket_that_somebody_listens_on_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    path, file = tmp_path / "mqtt.sock", tmp_path / "letters"
+    file.write_text("dear")
+
+    async def go() -> None:
+        async with running() as (_, first, _):
+            unix = await first.open(Listener("unix", "unix", path=str(path)))
+            async with running() as (_, second, _):
+                with pytest.raises(OSError, match="in use"):
+                    await second.open(Listener("unix", "unix", path=str(path)))
+                with pytest.raises(ListenError, match="no socket"):
+                    await second.open(Listener("unix", "unix", path=str(file)))
+            assert await admitted(await over(unix)) == 0
+            # A file that another one has put there since is not ours to remove.
+            path.unlink()
+            path.write_text("other")
+        assert (path.read_text(), file.read_text()) == ("other", "dear")
+
+    run(go)
