@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from gateway.service import Service
 
 PATIENCE = 10.0
-PARTING = 2.0
-"""Seconds that the demo's clients have to go."""
+PARTING = 0.5
+TELLINGS = 6
+"""Seconds that the demo's clients have to go, and how often they are told."""
 
 FRAMES = 4
 """Pictures a second: fast enough to look alive, slow enough for a Raspberry Pi over ssh."""
@@ -85,14 +86,15 @@ async def _show(folder: Path, port: int, duration: float | None) -> None:
     try:
         await _until(asked, duration, work, service)
     finally:
-        for task in work:
-            task.cancel()
-        _, late = await asyncio.wait(work, timeout=PARTING)
+        # A client that is cancelled while it connects may miss it: it is told again.
+        for _ in range(TELLINGS):
+            going = [task for task in work if not task.done()]
+            if not going:
+                break
+            for task in going:
+                task.cancel()
+            await asyncio.wait(going, timeout=PARTING)
         await service.stop()
-        # A client that was cancelled while it connected may have missed it; now its connection has gone, and it is told again.
-        for task in late:
-            task.cancel()
-        await asyncio.wait(work, timeout=PARTING)
         for task in work:
             if task.done() and not task.cancelled():
                 task.exception()
