@@ -215,6 +215,11 @@ class Credentials:
 
     # Logging in
 
+    def admitted(self, name: str) -> bool | None:
+        """Whether a client may connect once it is known who it is; None: there is none of that name."""
+        row = self._row(name)
+        return None if row is None else not row[1]
+
     def recall(self, name: str, password: bytes) -> bool:
         """Whether `verify` has said yes to this before and still would. Costs microseconds; False says nothing."""
         row = self._row(name)

@@ -17,11 +17,12 @@ import gateway
 from gateway import messages
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.broker.house import Limits as BrokerLimits
+from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
 from gateway.credentials import Credentials
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
-from gateway.links.local import Listener, LocalLink
+from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.objects import Objects, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
@@ -195,8 +196,13 @@ class Service:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where clients connect, once started."""
+        """Where clients connect, once started; the first where they connect in several places."""
         return self._link.address
+
+    @property
+    def urls(self) -> list[str]:
+        """Everywhere that clients connect, once started."""
+        return self._link.urls
 
     def _has_failed(self) -> bool:
         return self.failed is not None and self.failed.done()
@@ -672,11 +678,40 @@ def broker_limits(settings: Settings) -> BrokerLimits:
         subscriptions=broker.subscriptions,
         connections=broker.connections,
         connections_per_client=broker.connections_per_client,
+        connections_per_address=broker.connections_per_address,
         topic_aliases=broker.topic_aliases,
         retained_messages=broker.retained_messages,
         retained_bytes=broker.retained_bytes,
         sys_interval=broker.sys_interval,
     )
+
+
+def entrances(settings: Settings) -> list[Entrance]:
+    """Where clients come in: what `[broker] url` stands for, then the `[[listener]]`s."""
+    found: list[Entrance] = []
+    short = settings.broker.listener
+    if short is not None:
+        listener = Listener(SHORT_FORM, "mqtt", short.host, short.port, trusting=settings.broker.anonymous)
+        found.append(Entrance(listener, settings.broker.anonymous))
+    for number, each in enumerate(settings.listener):
+        scheme, host, port, path = each.place
+        tls = None
+        if each.certificate is not None:
+            tls = TlsFiles(each.certificate, each.key, each.ca, each.require_certificate, each.tls_minimum)
+        listener = Listener(
+            f"listener[{number}] {each.url}",
+            scheme,
+            host,
+            port,
+            path,
+            tls=tls,
+            origins=each.origins,
+            trusting=each.anonymous,
+            mode=int(each.mode, 8),
+        )
+        any_name = each.certificate_clients == "any"
+        found.append(Entrance(listener, each.anonymous, each.use_certificate_name, any_name))
+    return found
 
 
 def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
@@ -717,7 +752,7 @@ def build(settings: Settings) -> Service:
     try:
         credentials = Credentials(settings.state_dir / "clients.db")
         link = LocalLink(
-            Listener(*settings.broker.listener, anonymous=settings.broker.anonymous),
+            entrances(settings),
             broker_limits(settings),
             EmbeddedAcl(rights),
             credentials,

@@ -17,7 +17,7 @@ from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
 import orjson
@@ -56,6 +56,9 @@ MAX_FILE_BYTES = 1 << 20
 EXAMPLE_STATE_DIR = "~/.local/state/ctxt-gateway"
 KIB = 1024
 MIB = 1024 * KIB
+
+NOWHERE = "none"
+"""`[broker] url` where only the `[[listener]]`s are opened."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(ms|s|m|h|d)?", re.ASCII)
@@ -222,6 +225,14 @@ def _path(value: object) -> object:
     return value
 
 
+def _path_or_none(value: object) -> object:
+    return None if value is None else _path(value)
+
+
+def _expanded_or_none(path: Path | None) -> Path | None:
+    return None if path is None else _expanded(path)
+
+
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -279,7 +290,84 @@ def listener(url: str) -> Listener:
 
 
 def _broker_url(value: str) -> str:
-    listener(value)
+    if value != NOWHERE:
+        listener(value)
+    return value
+
+
+Scheme = Literal["mqtt", "mqtts", "ws", "wss", "unix"]
+
+
+class Place(NamedTuple):
+    """Where a `[[listener]]` listens. `path` is the path of a WebSocket URL, or that of a Unix socket."""
+
+    scheme: Scheme
+    host: str
+    port: int
+    path: str
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.scheme == "unix" or Listener(self.host, self.port).loopback
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it speaks TLS."""
+        return self.scheme in ("mqtts", "wss")
+
+
+_SOCKET_PATH_BYTES = 107
+"""The longest path of a Unix socket on Linux (unix(7)), without the final NUL."""
+
+
+def place(url: str) -> Place:
+    """What the URL of a `[[listener]]` says. Raises ValueError with the reason, without secrets."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not rest or not url.isprintable() or " " in url:
+        raise ValueError(
+            'is not a URL: write "mqtts://[::]:8883", "ws://127.0.0.1:9001/mqtt" or "unix:///run/ctxt/mqtt.sock"'
+        )
+    if scheme == "unix":
+        if not rest.startswith("/") or rest.endswith("/") or len(rest.encode()) > _SOCKET_PATH_BYTES:
+            raise ValueError(
+                f'has no usable path: write "unix:///run/ctxt/mqtt.sock", absolute and at most {_SOCKET_PATH_BYTES} bytes'
+            )
+        return Place("unix", "", 0, rest)
+    if scheme not in get_args(Scheme):
+        raise ValueError(f"has the unknown scheme {scheme[:20]!r}: use mqtt, mqtts, ws, wss or unix")
+    web = scheme in ("ws", "wss")
+    authority, slash, path = rest.partition("/")
+    if "?" in rest or "#" in rest or (path and not web):
+        raise ValueError(f"takes only a host and a port{' and a path' if web else ''}")
+    if web and not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]{0,255}", path):
+        raise ValueError("has a path with characters that a URL cannot have, or one of more than 255")
+    try:
+        host, port = listener(f"embedded://{authority}")
+        given = urlsplit(f"x://{authority}").port is not None
+    except ValueError as error:
+        raise ValueError(str(error).replace("embedded://127.0.0.1:1883", f"{scheme}://127.0.0.1:1883")) from None
+    if not given:
+        if web:
+            raise ValueError('needs a port: write "ws://127.0.0.1:9001/mqtt"')
+        port = 8883 if scheme == "mqtts" else 1883
+    return Place(cast("Scheme", scheme), host, port, (f"/{path}" if slash else "/mqtt") if web else "")
+
+
+def _listener_url(value: str) -> str:
+    place(value)
+    return value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"https?://(?:[a-z0-9.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?", value):
+        raise ValueError('must be an origin as browsers send it, "https://panel.home.local:8443" in lower case, or "*"')
+    return value
+
+
+def _mode(value: str) -> str:
+    if not re.fullmatch(r"0[0-7]{3}", value):
+        raise ValueError('must be four octal digits, such as "0660"')
     return value
 
 
@@ -306,6 +394,7 @@ ClientName = Annotated[str, AfterValidator(_client_name)]
 GroupName = Annotated[str, AfterValidator(_group_name)]
 Entries = tuple[Annotated[str, AfterValidator(_entry)], ...]
 Folder = Annotated[Path, BeforeValidator(_path), AfterValidator(_expanded)]
+FileOrNone = Annotated[Path | None, BeforeValidator(_path_or_none), AfterValidator(_expanded_or_none)]
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -321,7 +410,8 @@ class BrokerSettings(_Table):
     url: Annotated[str, AfterValidator(_broker_url)] = Field(
         default="embedded://127.0.0.1:1883",
         description="Where the broker inside listens: embedded://HOST:PORT. 127.0.0.1 admits this machine only, 0.0.0.0 the"
-        " whole network; port 0 takes a free one.",
+        " whole network; port 0 takes a free one. `none`: only where the [[listener]]s say,"
+        " which is the default where there are some.",
     )
     anonymous: StrictBool = Field(
         default=False,
@@ -371,6 +461,23 @@ class BrokerSettings(_Table):
     connections_per_client: StrictInt = Field(
         default=1000, ge=1, le=1_000_000, description="Connections of one client at a time."
     )
+    connections_per_address: StrictInt = Field(
+        default=5000,
+        ge=1,
+        le=1_000_000,
+        description="Connections from one address at a time; an IPv6 network of 64 bits is one address. All that come through"
+        " a proxy come from the proxy's.",
+    )
+    wrong_passwords: StrictInt = Field(
+        default=10,
+        ge=1,
+        le=1_000_000,
+        description="Wrong passwords a minute that one address may send for one client. Then it is refused unheard for a"
+        " while that grows; likewise after four times as many from one address, or for one client.",
+    )
+    wrong_password_pause: Seconds = Field(
+        default=60.0, ge=1, le=3600, description="The longest of these pauses; the first one takes a second."
+    )
     topic_aliases: StrictInt = Field(
         default=32, ge=0, le=65535, description="Topic aliases one MQTT 5 connection may set."
     )
@@ -399,9 +506,62 @@ class BrokerSettings(_Table):
     )
 
     @property
-    def listener(self) -> Listener:
-        """Where the broker inside listens."""
-        return listener(self.url)
+    def listener(self) -> Listener | None:
+        """Where the broker inside listens by `url`; None: only where the [[listener]]s say."""
+        return None if self.url == NOWHERE else listener(self.url)
+
+
+class ListenerSettings(_Table):
+    """One more place where clients connect to the broker inside, with rules of its own."""
+
+    url: Annotated[str, AfterValidator(_listener_url)] = Field(
+        description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS), ws://HOST:PORT/PATH, wss://HOST:PORT/PATH (WebSockets; the path"
+        " is /mqtt where there is none) or unix:///PATH. [::] is every address of this machine, IPv4 too.",
+        examples=["mqtts://[::]:8883"],
+    )
+    anonymous: StrictBool = Field(
+        default=False,
+        description="Whether clients may connect here without a name and password, as the client `anonymous`. On loopback and"
+        " Unix sockets only.",
+    )
+    certificate: FileOrNone = Field(
+        default=None,
+        description="PEM file with the certificate and its chain, for mqtts and wss. Looked at every second: a new one holds"
+        " for new connections.",
+    )
+    key: FileOrNone = Field(
+        default=None,
+        description="PEM file with the certificate's private key. Left out: it is in the certificate's file.",
+    )
+    ca: FileOrNone = Field(
+        default=None, description="PEM file with the authorities that client certificates must come from."
+    )
+    require_certificate: StrictBool = Field(
+        default=False, description="Whether a client without a certificate is refused before it says anything."
+    )
+    use_certificate_name: StrictBool = Field(
+        default=False,
+        description="Whether the common name (CN) in a client's certificate is its name, and its password is not asked for.",
+    )
+    certificate_clients: Literal["known", "any"] = Field(
+        default="known",
+        description="Which names a certificate may carry then: `known` those of `ctxt client add`, `any` whatever the authority"
+        " has signed. A disabled client is refused either way.",
+    )
+    tls_minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest version of TLS that is spoken.")
+    origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        default=(),
+        description='Web pages that may open a WebSocket here, by origin ("https://panel.home.local"), or "*". Pages from the'
+        " host that they connect to always may, and so may programs, which send no origin.",
+    )
+    mode: Annotated[str, AfterValidator(_mode)] = Field(
+        default="0660", description="File mode of a Unix socket: who may write to it may connect."
+    )
+
+    @property
+    def place(self) -> Place:
+        """Where it listens."""
+        return place(self.url)
 
 
 class NamespaceSettings(_Table):
@@ -592,6 +752,7 @@ class Settings(BaseSettings):
         default=(), description="Folders with JSON Schemas of your own, one a file, beside the shipped ones."
     )
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    listener: tuple[ListenerSettings, ...] = Field(default=())
     groups: Annotated[Mapping[GroupName, tuple[ClientName, ...]], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({}),
         description='Groups of clients, NAME = [CLIENT, …]; lists of clients name them as "@NAME".',
@@ -613,6 +774,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what is passed in: `load` reads file and environment itself, to report the problems of both at once by place."""
         return (init_settings,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, raw: Any) -> Any:
+        """Where there are listeners, the one that `[broker] url` stands for is there only if it is asked for."""
+        if isinstance(raw, dict) and raw.get("listener"):
+            broker = raw.get("broker", {})
+            if isinstance(broker, dict) and "url" not in broker:
+                return {**raw, "broker": {**broker, "url": NOWHERE}}
+        return raw
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -637,7 +808,7 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """The settings of `environ` over those of the file (None: no file) over the defaults.
 
-    Relative folders in the file count from the file's own folder. Raises SettingsError with every problem of both sources.
+    Relative paths in the file count from the file's own folder. Raises SettingsError with every problem of both sources.
     """
     problems: list[Problem] = []
     raw = {} if path is None else _read_file(path, problems)
@@ -698,6 +869,10 @@ def _read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
         raw["state_dir"] = _anchored(raw["state_dir"], folder)
     if isinstance(raw.get("schemas"), list):
         raw["schemas"] = [_anchored(item, folder) if isinstance(item, str) else item for item in raw["schemas"]]
+    for _, table in _raw_tables(raw, "listener"):
+        for key in ("certificate", "key", "ca"):
+            if isinstance(table.get(key), str):
+                table[key] = _anchored(table[key], folder)
     return raw
 
 
@@ -948,6 +1123,11 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
                 f"clients without a name are admitted on loopback only, and the broker listens on {where.host}:"
                 ' set anonymous = false, or url = "embedded://127.0.0.1:1883"',
             )
+    if isinstance(broker, dict) and broker.get("url") == NOWHERE and not raw.get("listener"):
+        yield Problem(
+            "broker.url", "is none and there is no [[listener]], so nobody can connect: add one, or leave it out"
+        )
+    yield from _listener_conflicts(raw)
     timing = raw.get("timing", {})
     if isinstance(timing, dict):
         defaults = TimingSettings()
@@ -955,6 +1135,39 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
         most = _attempt(duration, timing.get("snapshot_max", defaults.snapshot_max))
         if least is not None and most is not None and most < least:
             yield Problem("timing.snapshot_max", f"must be at least timing.snapshot_interval ({duration_text(least)})")
+
+
+def _listener_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the parts of one listener, and listeners together, cannot be."""
+    seen: set[Place] = set()
+    for i, table in _raw_tables(raw, "listener"):
+        at = f"listener[{i}]"
+        where = _attempt(place, table.get("url"))
+        if where is None:
+            continue
+        if where in seen and (where.port or where.scheme == "unix"):
+            yield Problem(f"{at}.url", "is there already: give each [[listener]] an address of its own")
+        seen.add(where)
+        if table.get("anonymous") is True and not where.local:
+            yield Problem(
+                f"{at}.anonymous",
+                f"clients without a name are admitted on loopback and Unix sockets only, and this listens on {where.host}:"
+                " set anonymous = false, or let it listen on 127.0.0.1",
+            )
+        if where.encrypted and table.get("certificate") is None:
+            yield Problem(f"{at}.certificate", f"is missing: {where.scheme}:// needs a certificate")
+        for key in ("certificate", "key", "ca"):
+            if not where.encrypted and table.get(key) is not None:
+                yield Problem(f"{at}.{key}", f"{where.scheme}:// speaks no TLS: remove it, or use mqtts:// or wss://")
+        for key in ("require_certificate", "use_certificate_name"):
+            if table.get(key) is True and table.get("ca") is None:
+                yield Problem(f"{at}.{key}", "client certificates are checked against ca: set it too")
+        if table.get("certificate_clients") == "any" and table.get("use_certificate_name") is not True:
+            yield Problem(f"{at}.certificate_clients", "has no effect without use_certificate_name = true: set both")
+        if table.get("origins") and where.scheme not in ("ws", "wss"):
+            yield Problem(f"{at}.origins", f"web pages do not speak {where.scheme}://: remove it")
+        if table.get("mode", "0660") != "0660" and where.scheme != "unix":
+            yield Problem(f"{at}.mode", "is for unix:// only: remove it")
 
 
 def _reaches(wanted: str, own: str) -> bool:
@@ -1009,19 +1222,26 @@ def warnings(settings: Settings) -> list[str]:
         if group not in used
     )
     broker = settings.broker
-    if broker.anonymous:
-        found.append("broker.anonymous: every program on this machine can connect without a password")
-    else:
+    # On a Unix socket its mode says who.
+    open_to_all = [f"listener[{i}].anonymous" for i, each in enumerate(settings.listener) if each.anonymous]
+    if broker.anonymous and broker.listener is not None:
+        open_to_all.insert(0, "broker.anonymous")
+    found += (f"{where}: every program on this machine can connect without a password" for where in open_to_all)
+    if not open_to_all:
         found += (
             f'{place}: names "{ANONYMOUS}", but broker.anonymous is off: nobody can connect under this name'
             for place, entry in named
             if entry == ANONYMOUS
         )
-    if not broker.listener.loopback:
-        found.append(
-            f"broker.url: {broker.listener.host} can be reached from the network, and passwords and data cross it unencrypted:"
-            " admit trusted networks only"
-        )
+    reachable = [(f"listener[{i}].url", each.place) for i, each in enumerate(settings.listener)]
+    if broker.listener is not None:
+        reachable.insert(0, ("broker.url", Place("mqtt", *broker.listener, "")))
+    found += (
+        f"{at}: {where.host} can be reached from the network, and passwords and data cross it unencrypted:"
+        " admit trusted networks only"
+        for at, where in reachable
+        if not where.local and not where.encrypted
+    )
     # A topic of the gateway's has a verb, the client's name and an object URL of up to 1,024 bytes.
     if settings.limits.payload_bytes + 1280 > broker.packet_bytes:
         found.append(
@@ -1149,7 +1369,7 @@ _HEAD = """\
 # `ctxt config check` finds mistakes, `ctxt config show` prints what is in effect, docs/settings.md explains more.
 #
 # Durations are seconds or texts such as "100ms", "5s", "10m", "24h"; sizes are bytes or texts such as "64KiB", "8MiB".
-# Relative folders count from the folder of this file. The environment goes before this file: CTXT_BROKER__URL is `url`
+# Relative paths count from the folder of this file. The environment goes before this file: CTXT_BROKER__URL is `url`
 # in [broker]."""
 
 _EXAMPLE_GROUPS: dict[str, tuple[str, ...]] = {"kitchen": ("oven", "fridge")}
@@ -1167,6 +1387,12 @@ def _examples() -> dict[str, BaseModel]:
             stale_after=600.0,
         ),
         "topic": TopicSettings(filter="homeassistant/#", write=("homeassistant",), read=("homeassistant",)),
+        "listener": ListenerSettings(
+            url="mqtts://[::]:8883",
+            certificate=Path("/etc/ctxt-gateway/tls/certificate.pem"),
+            key=Path("/etc/ctxt-gateway/tls/key.pem"),
+            ca=Path("/etc/ctxt-gateway/tls/ca.pem"),
+        ),
     }
 
 
@@ -1234,7 +1460,7 @@ most likely not meant, and `ctxt config show` prints what is in effect.
   `CTXT_CONFIG`, `CTXT_CONNECT` and `CTXT_PASSWORD` belong to the command line and are no settings.
 - Durations are seconds (`5`, `0.1`) or texts: `"100ms"`, `"5s"`, `"10m"`, `"24h"`, `"7d"`. Sizes are bytes (`65536`) or texts:
   `"512B"`, `"64KiB"`, `"8MiB"`, `"1GiB"`.
-- Relative folders in the file count from the file's own folder, those in the environment from the working folder.
+- Relative paths in the file count from the file's own folder, those in the environment from the working folder.
 - Lists of clients have names, `"@NAME"` for a group and `"*"` for every authenticated client.
 
 This page is made from the settings' declarations in `gateway/settings.py`."""
@@ -1290,7 +1516,11 @@ def _kind(info: FieldInfo, unit: str | None) -> str:
         return unit
     if get_origin(kind) is Literal:
         return " or ".join(f"`{_toml(choice)}`" for choice in get_args(kind))
+    if kind == Path | None:
+        return "file"
     if get_origin(kind) is tuple:
+        if "_origin" in str(get_args(kind)[0]):
+            return "list of origins"
         return (
             "list of folders"
             if get_args(kind)[0] is not str and "Path" in str(get_args(kind)[0])

@@ -116,6 +116,7 @@ def test_the_house_is_the_same_for_the_same_seed_and_moves() -> None:
 
 def test_the_demos_settings_are_sound(tmp_path: Path) -> None:
     settings = demo.settings(tmp_path, 1883)
+    assert settings.broker.listener is not None
     assert settings.broker.listener.loopback
     assert [each for each in warnings(settings) if not each.startswith("broker.anonymous")] == []
 

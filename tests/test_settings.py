@@ -598,7 +598,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
     default = load(None, HOME)
     shown = orjson.loads(show(settings, json=True))
     for key, value in orjson.loads(show(default, json=True)).items():
-        if key not in ("namespace", "topic", "groups"):
+        if key not in ("namespace", "topic", "groups", "listener"):
             assert shown[key] == value, key
     assert settings.namespace[-1] == default.namespace[0]
     assert len(settings.namespace) == 2
@@ -712,7 +712,7 @@ def test_a_file_of_any_bytes_is_settings_or_one_error_of_ours(
         ),
         max_leaves=8,
     ),
-    st.sampled_from(["namespace", "topic"]),
+    st.sampled_from(["namespace", "topic", "listener"]),
 )
 def test_any_json_value_in_the_place_of_a_list_is_settings_or_one_error_of_ours(value: object, key: str) -> None:
     text = orjson.dumps(value).decode()

@@ -66,6 +66,7 @@ class Connection(asyncio.Protocol):
         "closing_at",
         "doomed",
         "ended",
+        "entered",
         "heard",
         "heard_at",
         "keep_alive",
@@ -77,10 +78,12 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, broker: Broker, listener: str) -> None:
+    def __init__(self, broker: Broker, listener: str, entered: str | None = None) -> None:
+        """`entered`: the address that the socket has been counted for already."""
         limits = broker.limits
         self.broker = broker
         self._listener = listener
+        self.entered = entered
         self._decoder = Decoder(server=True, max_packet=limits.max_packet, alias_maximum=limits.topic_aliases)
         self._early = b""
         self._held = 0
@@ -109,12 +112,12 @@ class Connection(asyncio.Protocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.peer = _peer(transport, self._listener)
         if not broker.connected(self):
             transport.abort()
             self.ended = True
             return
         transport.set_write_buffer_limits(high=broker.limits.write_bytes)
-        self.peer = _peer(transport, self._listener)
         if broker.paused:
             self.hold(HOUSE)
 
@@ -492,6 +495,11 @@ class Connection(asyncio.Protocol):
             self._read_on()
 
     @property
+    def begun(self) -> bool:
+        """Whether `connection_made` has been called: `connection_lost` will be, then."""
+        return self.transport is not None
+
+    @property
     def patient(self) -> bool:
         """Whether silence is no fault of the client: we do not read from it."""
         return bool(self._held & ~BACKLOG)
@@ -505,10 +513,12 @@ def _judged(task: asyncio.Task[None]) -> None:
 
 
 def _peer(transport: asyncio.Transport, listener: str) -> Peer:
-    """The other end's address; a Unix socket or one that has gone already is ("", 0)."""
+    """The other end's address; a Unix socket or one that has gone already is ("", 0). Who is on a Unix socket is here."""
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
-        return Peer("", 0, loopback=False, listener=listener)
+        sock = transport.get_extra_info("socket")
+        here = sock is not None and sock.family == socket.AF_UNIX
+        return Peer("", 0, loopback=here, listener=listener)
     host, port = str(name[0]), int(name[1])
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -519,10 +529,8 @@ def _peer(transport: asyncio.Transport, listener: str) -> Peer:
 
 
 def _tls_name(transport: asyncio.Transport) -> str | None:
-    """The common name in a verified client certificate."""
+    """The common name in a verified client certificate; none where it has several, which no two programs read alike."""
     certificate = transport.get_extra_info("peercert")
-    for part in certificate.get("subject", ()) if certificate else ():
-        for name, value in part:
-            if name == "commonName":
-                return str(value)
-    return None
+    subject = certificate.get("subject", ()) if certificate else ()
+    found = [str(value) for part in subject for name, value in part if name == "commonName"]
+    return found[0] if len(found) == 1 else None

@@ -48,6 +48,8 @@ class Limits:
     client_id_bytes: int = 512
     connections: int = 10_000
     connections_per_client: int = 1_000
+    connections_per_address: int = 5_000
+    """Sockets from one address (IPv6: from one network of 64 bits); Unix sockets count only in `connections`."""
     sessions: int = 20_000
     """Sessions, those of absent clients included; beyond it the one longest absent is forgotten."""
     session_expiry: int = 86_400

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
 from gateway.broker.journal import FORWARD, Journal, Record
+from gateway.broker.listeners import Listener, Opened, address_group, open_listener
 from gateway.broker.retained import Kept, Retained
 from gateway.broker.session import UNLIMITED, Message, Session, Tracked, make
 from gateway.broker.subscriptions import Entry, Route, Subscriptions, identifier_properties
@@ -24,10 +25,9 @@ from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Unsuback
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterable, Iterator
 
-    from gateway.broker.house import House, Limits
+    from gateway.broker.house import House, Limits, Peer
     from gateway.broker.session import Found
     from gateway.broker.subscriptions import Share
     from gateway.sessions import KeptMessage, Restored
@@ -80,7 +80,9 @@ class Counters:
         "malformed",
         "publishes_in",
         "publishes_out",
+        "refused_per_address",
         "takeovers",
+        "tls_failures",
         "wills",
     )
 
@@ -101,7 +103,9 @@ class Counters:
         self.malformed = 0
         self.publishes_in = 0
         self.publishes_out = 0
+        self.refused_per_address = 0
         self.takeovers = 0
+        self.tls_failures = 0
         self.wills = 0
 
     def values(self) -> dict[str, int]:
@@ -140,8 +144,10 @@ class Broker:
         self.queued = 0
         self.paused = False
         self._stopping = False
-        self._servers: list[asyncio.Server] = []
+        self._opened: list[Opened] = []
         self._connections: set[Connection] = set()
+        self._sockets = 0
+        self._addresses: dict[str, int] = {}
         self._clients: dict[str, set[Session]] = {}
         self._absent: dict[Session, float] = {}
         self._wills: dict[Session, tuple[float, Will]] = {}
@@ -156,34 +162,28 @@ class Broker:
 
     # ---- life ----------------------------------------------------------------------------------------------------------
 
-    async def listen(
-        self, host: str | None, port: int, *, name: str = "tcp", tls: ssl.SSLContext | None = None, backlog: int = 1_024
-    ) -> tuple[str, int]:
-        """Accept connections at an address (port 0: a free one); the address bound. Raises OSError."""
+    async def listen(self, host: str | None, port: int, *, name: str = "tcp") -> tuple[str, int]:
+        """Accept plain connections at an address (port 0: a free one); the address bound. Raises OSError."""
+        return (await self.open(Listener(name, "mqtt", host, port))).address
+
+    async def open(self, listener: Listener) -> Opened:
+        """Accept connections as a listener says. Raises OSError for its address, ListenError for its files."""
         self.loop = asyncio.get_running_loop()
-        server = await self.loop.create_server(
-            lambda: Connection(self, name),
-            host,
-            port,
-            ssl=tls,
-            backlog=backlog,
-            ssl_handshake_timeout=None if tls is None else self.limits.connect_timeout,
-        )
-        self._servers.append(server)
+        opened = await open_listener(self, listener)
+        self._opened.append(opened)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
-        address = server.sockets[0].getsockname()
-        return str(address[0]), int(address[1])
+        return opened
 
     async def stop(self) -> None:
         """Close the listeners, disconnect every client (0x8B) and wait for them. No will fires, the house is not told."""
         self._stopping = True
         self._wills.clear()
-        for server in self._servers:
-            server.close()
+        for opened in self._opened:
+            opened.close()
         for connection in list(self._connections):
             connection.end(Reason.SERVER_SHUTTING_DOWN)
-        if self._connections:
+        if self._sockets:
             self._gone = self.loop.create_future()
             # A client that does not close its side is not waited for.
             abort = self.loop.call_later(STOP, self._abort_all)
@@ -192,30 +192,58 @@ class Broker:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for server in self._servers:
-            await server.wait_closed()
-        self._servers.clear()
+        for opened in self._opened:
+            await opened.wait_closed()
+        self._opened.clear()
 
     def _abort_all(self) -> None:
         for connection in list(self._connections):
             connection.transport.abort()
 
-    def connected(self, connection: Connection) -> bool:
-        """Count a new connection, or refuse it because there are too many."""
-        if self._stopping or len(self._connections) >= self.limits.connections:
+    def enter(self, address: str) -> bool:
+        """Count a new socket for an address, or refuse it because there are too many. "" is a Unix socket."""
+        count = self._addresses.get(address, 0)
+        if self._stopping or self._sockets >= self.limits.connections:
             self.counters.connects_refused += 1
             return False
+        if address and count >= self.limits.connections_per_address:
+            self.counters.connects_refused += 1
+            self.counters.refused_per_address += 1
+            return False
+        self._addresses[address] = count + 1
+        self._sockets += 1
+        self.counters.connections = self._sockets
+        return True
+
+    def leave(self, address: str) -> None:
+        """A socket that was counted has closed."""
+        count = self._addresses[address] - 1
+        if count:
+            self._addresses[address] = count
+        else:
+            del self._addresses[address]
+        self._sockets -= 1
+        self.counters.connections = self._sockets
+        if self._gone is not None and not self._sockets and not self._gone.done():
+            self._gone.set_result(None)
+
+    def connected(self, connection: Connection) -> bool:
+        """A new connection, counted here where its socket has not been yet; False: there are too many."""
+        if connection.entered is None:
+            address = address_group(connection.peer.address)
+            if not self.enter(address):
+                return False
+            connection.entered = address
         self._connections.add(connection)
-        self.counters.connections = len(self._connections)
         return True
 
     def disconnected(self, connection: Connection) -> None:
         """A socket has closed."""
         self._connections.discard(connection)
         self.throttled.discard(connection)
-        self.counters.connections = len(self._connections)
-        if self._gone is not None and not self._connections and not self._gone.done():
-            self._gone.set_result(None)
+        address, connection.entered = connection.entered, None
+        if address is not None:
+            self.leave(address)
 
     @property
     def connected_sessions(self) -> int:
@@ -226,13 +254,15 @@ class Broker:
         """Names of the clients that are connected."""
         return set(self._clients)
 
-    def disconnect(self, client: str, reason: int) -> int:
-        """Disconnect all connections of a client; how many there were."""
-        sessions = list(self._clients.get(client, ()))
-        for session in sessions:
-            if session.connection is not None:
-                session.connection.end(reason)
-        return len(sessions)
+    def disconnect(self, client: str, reason: int, *, keep: Callable[[Peer], bool] | None = None) -> int:
+        """Disconnect the connections of a client, all or those that are not to be kept; how many they were."""
+        count = 0
+        for session in list(self._clients.get(client, ())):
+            connection = session.connection
+            if connection is not None and (keep is None or not keep(connection.peer)):
+                connection.end(reason)
+                count += 1
+        return count
 
     def pause(self) -> None:
         """Stop reading from all clients: the house has enough to do."""
@@ -953,6 +983,10 @@ class Broker:
         self._timer = self.loop.call_later(TICK, self._tick)
         self.look(self.clock())
         self._ticks += 1
+        if self._ticks % 2 == 0:
+            for opened in self._opened:
+                if opened.certificates is not None:
+                    opened.certificates.look()
         if self._ticks % SWEEP == 0:
             self.sweep(self.clock())
 

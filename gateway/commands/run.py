@@ -102,11 +102,11 @@ async def _serve(settings: Settings) -> None:
         await _stop(service)
         raise CommandError(Exit.IO, str(error)) from error
     _tune_memory()
-    host, port = service.address
     objects = len(service.engine.objects)
     sys.stdout.write(
-        f"ctxt-gateway {gateway.__version__} listens on mqtt://{_bracketed(host)}:{port}, "
+        f"ctxt-gateway {gateway.__version__} listens on {service.urls[0]}, "
         f"epoch {service.epoch}, {objects:,} object{'s' * (objects != 1)}, state in {settings.state_dir}\n"
+        + "".join(f"also on {url}\n" for url in service.urls[1:])
     )
     sys.stdout.flush()
     assert service.failed is not None
@@ -135,7 +135,3 @@ async def _stop(service: Service) -> None:
         await service.stop()
     except StoreError as error:
         raise CommandError(Exit.IO, str(error)) from error
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -45,7 +45,10 @@ class Link(Protocol):
     """The way to the broker."""
 
     address: tuple[str, int]
-    """Host and port: where clients connect."""
+    """Host and port: where clients connect, at the first of them."""
+
+    urls: list[str]
+    """Everywhere that clients connect, once started."""
 
     journal: Journal | None
     """What the broker inside wants stored; None where the broker keeps its sessions itself."""

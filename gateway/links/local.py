@@ -7,12 +7,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.broker.listeners import Listener, ListenError
 from gateway.broker.server import Broker
+from gateway.credentials import ClientNameError, check_name
 from gateway.errors import CtxtError
 from gateway.rights import ANONYMOUS, STATISTICS
+from gateway.wire.packets import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from gateway.acl.embedded import EmbeddedAcl
     from gateway.broker.house import Limits, Peer
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 POLL = 1.0
 """Seconds between two looks for clients that were removed or disabled while connected."""
+
+SHORT_FORM = "broker.url"
+"""The name of the listener that `[broker] url` stands for."""
 
 OWNED = ("report", "request", "presence")
 """The verbs that the gateway itself listens to."""
@@ -35,12 +41,16 @@ class LinkError(CtxtError):
     """The broker cannot be reached or opened. The sentence says which address, why, and what to do."""
 
 
-class Listener(NamedTuple):
-    """Where the broker inside listens; `anonymous` admits clients without a name, on loopback only."""
+class Entrance(NamedTuple):
+    """A listener and who may come in there. `anonymous` admits clients without a name, where they are on this machine.
 
-    host: str
-    port: int
+    `named`: the common name in a verified certificate is the client's name; `any_name`: even where `clients.db` has it not.
+    """
+
+    listener: Listener
     anonymous: bool = False
+    named: bool = False
+    any_name: bool = False
 
 
 class LocalLink:
@@ -48,7 +58,7 @@ class LocalLink:
 
     def __init__(
         self,
-        listener: Listener,
+        entrances: Sequence[Entrance],
         limits: Limits,
         acl: EmbeddedAcl,
         credentials: Credentials,
@@ -56,7 +66,7 @@ class LocalLink:
         prefix: str = "",
         version: str = "",
     ) -> None:
-        self._listener = listener
+        self._entrances = {entrance.listener.name: entrance for entrance in entrances}
         self._acl = acl
         self._credentials = credentials
         head = f"{prefix}/" if prefix else ""
@@ -65,7 +75,8 @@ class LocalLink:
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="passwords")
         self._receiver: Receiver | None = None
         self._poll: asyncio.TimerHandle | None = None
-        self.address = (listener.host, listener.port)
+        self.address = ("", 0)
+        self.urls: list[str] = []
         self.broker = Broker(self, limits, version=version, keep_sessions=True)
         self.journal = self.broker.journal
         self.saved = self.broker.saved
@@ -90,14 +101,29 @@ class LocalLink:
         self.settled = receiver.settled
         self.save = receiver.save
         self.broker.restore(receiver.sessions(), time.time())
-        host, port = self._listener.host, self._listener.port
         try:
-            self.address = await self.broker.listen(host, port)
-        except OSError as error:
-            hint = "another broker may be running there: stop it, or set another port in broker.url"
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror or error}; {hint}") from error
+            for entrance in self._entrances.values():
+                await self._open(entrance.listener)
+        except LinkError:
+            await self.broker.stop()
+            raise
         self._credentials.changed()
         self._watch()
+
+    async def _open(self, listener: Listener) -> None:
+        try:
+            opened = await self.broker.open(listener)
+        except ListenError as error:
+            raise LinkError(str(error)) from error
+        except OSError as error:
+            where = listener.path if listener.scheme == "unix" else f"{listener.host} port {listener.port}"
+            hint = "another broker may be running there: stop it, or set another port in broker.url"
+            if listener.name != SHORT_FORM:
+                hint = f"set another url than {listener.name} in its [[listener]], or make room there"
+            raise LinkError(f"cannot listen on {where}: {error.strerror or error}; {hint}") from error
+        if not self.urls:
+            self.address = opened.address
+        self.urls.append(opened.url)
 
     async def stop(self) -> None:
         """Say good-bye to every client and close."""
@@ -120,8 +146,11 @@ class LocalLink:
 
     async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | None:
         """The client's name, or None. Hashing happens in a thread; one password at a time, so that it costs one core."""
+        entrance = self._entrances[peer.listener]
+        if entrance.named and peer.tls_name is not None:
+            return self._certified(peer.tls_name, username, any_name=entrance.any_name)
         if username is None:
-            return ANONYMOUS if self._listener.anonymous and peer.loopback else None
+            return ANONYMOUS if entrance.anonymous and peer.loopback else None
         if password is None:
             return None
         if self._credentials.recall(username, password):
@@ -129,6 +158,17 @@ class LocalLink:
         loop = asyncio.get_running_loop()
         good = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
         return username if good else None
+
+    def _certified(self, name: str, username: str | None, *, any_name: bool) -> str | None:
+        """The name in a verified certificate, if a client can have it and does not ask for another one beside it."""
+        if username not in (None, name):
+            return None
+        try:
+            check_name(name)
+        except ClientNameError:
+            return None
+        admitted = self._credentials.admitted(name)
+        return name if admitted or (admitted is None and any_name) else None
 
     def owns(self, topic: str) -> bool:
         """Whether the gateway itself listens to this topic."""
@@ -153,9 +193,15 @@ class LocalLink:
         self._poll = asyncio.get_running_loop().call_later(POLL, self._watch)
         if not self._credentials.changed():
             return
-        admitted = {client.name for client in self._credentials.names() if not client.disabled}
-        for client in self.broker.clients() - admitted - {ANONYMOUS}:
-            self.broker.disconnect(client, 0x87)
+        known = {client.name: not client.disabled for client in self._credentials.names()}
+        for client in self.broker.clients():
+            if client != ANONYMOUS and not known.get(client):
+                self.broker.disconnect(client, Reason.NOT_AUTHORIZED, keep=None if client in known else self._certifies)
+
+    def _certifies(self, peer: Peer) -> bool:
+        """Whether a connection needs no client of its name: its certificate suffices."""
+        entrance = self._entrances[peer.listener]
+        return entrance.named and entrance.any_name and peer.tls_name is not None
 
     receive: Callable[[list[Publish]], None]
     retained: Callable[[str], Iterator[tuple[str, bytes, int]]]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway.broker.house import Limits
+from gateway.broker.listeners import Listener, TlsFiles
 from gateway.broker.server import Broker
 from gateway.wire.codec import encode
 from gateway.wire.packets import (
@@ -28,6 +27,7 @@ from gateway.wire.packets import (
     Subscription,
     Will,
 )
+from tests.broker.certificates import Authority
 from tests.broker.world import PROTOCOL_ERROR, RawClient, TableHouse, close_all, run, running, until
 
 if TYPE_CHECKING:
@@ -573,29 +573,16 @@ def test_a_client_that_the_house_turns_away_when_it_comes_online_leaves_nothing_
 
 
 def test_tls_clients_are_known_by_the_name_in_their_certificate(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is missing: apt install openssl")
-    for name in ("127.0.0.1", "alice"):
-        subprocess.run(
-            [
-                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"),
-                *("-addext", "subjectAltName=IP:127.0.0.1"),
-                *("-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.crt"),
-            ],
-            check=True,
-            capture_output=True,
-        )
+    authority = Authority(tmp_path)
+    here, alice = authority.issue("here"), authority.issue("alice")
 
     async def go() -> None:
-        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "alice.crt")
-        server.load_cert_chain(tmp_path / "127.0.0.1.crt", tmp_path / "127.0.0.1.key")
-        server.verify_mode = ssl.CERT_REQUIRED
-        client = ssl.create_default_context(cafile=tmp_path / "127.0.0.1.crt")
-        client.load_cert_chain(tmp_path / "alice.crt", tmp_path / "alice.key")
+        client = ssl.create_default_context(cafile=authority.ca)
+        client.load_cert_chain(*alice)
         async with running() as (house, broker, _):
-            _, port = await broker.listen("127.0.0.1", 0, name="tls", tls=server)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
+            files = TlsFiles(*here, ca=authority.ca, require=True)
+            opened = await broker.open(Listener("tls", "mqtts", "127.0.0.1", tls=files))
+            reader, writer = await asyncio.open_connection("127.0.0.1", opened.address[1], ssl=client)
             raw = RawClient(reader, writer, 5)
             raw.send(Connect("t", username="alice", password=b"a"))
             await raw.expect(Connack)
