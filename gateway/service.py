@@ -656,6 +656,8 @@ def build(settings: Settings) -> Service:
             EmbeddedAcl(rights),
             credentials,
             prefix=settings.topic_prefix,
+            wrong_passwords=settings.broker.wrong_passwords,
+            wrong_password_pause=settings.broker.wrong_password_pause,
         )
         return Service(
             gateway_id=settings.id,
