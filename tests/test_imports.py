@@ -28,6 +28,7 @@ MAY_KNOW = {
     "broker": {"errors", "topics", "wire", "broker"},
     "links": {"errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics"},
     "acl": {"rights", "errors"},
+    "control": {"broker", "errors", "wire"},
     "store": {"errors", "objects", "redelivery", "catalogue"},
     "credentials": {"errors", "address"},
     "settings": {"errors", "address", "topics", "data", "rights"},
