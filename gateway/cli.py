@@ -32,7 +32,9 @@ app = typer.Typer(
 client_app = typer.Typer(help="Who may connect: add, list and remove clients. Works while the gateway runs.", **_LOOK)
 schema_app = typer.Typer(help="The catalogue: list, show and check JSON Schemas.", **_LOOK)
 config_app = typer.Typer(help="The settings: check them, show what is in effect, write a first file.", **_LOOK)
+broker_app = typer.Typer(help="The broker inside, while it runs: who is connected, who hears what.", **_LOOK)
 app.add_typer(client_app, name="client", rich_help_panel="Gateway")
+app.add_typer(broker_app, name="broker", rich_help_panel="Gateway")
 app.add_typer(schema_app, name="schema", rich_help_panel="Gateway")
 app.add_typer(config_app, name="config", rich_help_panel="Gateway")
 
@@ -374,6 +376,63 @@ def client_enable(name: ClientName, config: ConfigFile = None) -> None:
     from gateway.commands import clients
 
     clients.set_disabled(config, name, disabled=False)
+
+
+# ---- the broker inside -------------------------------------------------------------------------------------------------
+
+
+@_command(broker_app, "clients")
+def broker_clients(json: Json = False, config: ConfigFile = None) -> None:
+    """List who is connected, and who is away with a session that is kept.
+
+    For example:
+      ctxt broker clients
+      ctxt broker clients --json | jq '.[] | select(.queued > 0)'
+    """
+    from gateway.commands import broker
+
+    broker.clients(config, json=json)
+
+
+@_command(broker_app, "subscriptions")
+def broker_subscriptions(
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Argument(metavar="NAME", help="Only those of this client.", show_default=False),
+    ] = None,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """List the subscriptions of all clients, or of one.
+
+    For example:
+      ctxt broker subscriptions
+      ctxt broker subscriptions dashboard --json
+    """
+    from gateway.commands import broker
+
+    broker.subscriptions(config, name, json=json)
+
+
+@_command(broker_app, "kick")
+def broker_kick(
+    name: ClientName,
+    client_id: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option("--client-id", metavar="ID", help="Only the connection with this client id.", show_default=False),
+    ] = None,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Disconnect a client. It may come back; `ctxt client disable` keeps it out.
+
+    For example:
+      ctxt broker kick dashboard
+      ctxt broker kick dashboard --client-id panel-2
+    """
+    from gateway.commands import broker
+
+    broker.kick(config, name, client_id, json=json)
 
 
 # ---- schemas -----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from gateway.acl.embedded import EmbeddedAcl
 from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
+from gateway.control import Control
 from gateway.credentials import Credentials
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
@@ -104,12 +105,14 @@ class Service:
         ring_length: int,
         announce_interval: float = 1.0,
         patterns: list[str] | None = None,
+        control: Control | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._store = store
         self._link = link
         self._journal = link.journal
+        self._control = control
         self._rights = rights
         self._prefix = prefix + "/" if prefix else ""
         self._snapshots = self._prefix + "snapshot/"
@@ -169,6 +172,8 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
         await self._link.start(self)
+        if self._control is not None:
+            await self._control.start()
         self._announce(self._clock())
         self._ticker = self._loop.call_later(TICK, self._tick)
 
@@ -180,6 +185,8 @@ class Service:
         self._stopping = True
         self._link.pause()
         await asyncio.sleep(0)
+        if self._control is not None:
+            await self._control.stop()
         while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(0.005)
         self._closed = True
@@ -758,6 +765,8 @@ def build(settings: Settings) -> Service:
             credentials,
             prefix=settings.topic_prefix,
             version=f"ctxt-gateway {gateway.__version__}",
+            wrong_passwords=settings.broker.wrong_passwords,
+            wrong_password_pause=settings.broker.wrong_password_pause,
         )
         return Service(
             gateway_id=settings.id,
@@ -771,6 +780,7 @@ def build(settings: Settings) -> Service:
             ring_length=settings.broker.receive_maximum,
             announce_interval=settings.timing.announce_interval,
             patterns=[entry.match for entry in settings.namespace],
+            control=Control(settings.state_dir, link.broker),
         )
     except BaseException:
         store.close()

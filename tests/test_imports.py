@@ -30,6 +30,7 @@ MAY_KNOW = {
     "links": {"errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics", "sessions"},
     "acl": {"rights", "errors"},
     "store": {"errors", "objects", "redelivery", "catalogue", "sessions"},
+    "control": {"broker", "errors", "wire"},
     "credentials": {"errors", "address"},
     "settings": {"errors", "address", "topics", "data", "rights"},
     "catalogue": {"errors", "data"},

@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         "peer",
         "pending",
         "session",
+        "since",
         "task",
         "transport",
     )
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
         self.doomed = False
         self.heard = False
         self.heard_at = broker.clock()
+        self.since = 0.0
         self.keep_alive = limits.connect_timeout
         self.closing_at = 0.0
 
@@ -395,6 +397,7 @@ class Connection(asyncio.Protocol):
     def admitted(self, keep_alive: float) -> None:
         """The client is known: read on, with what has come behind its CONNECT. `keep_alive` in seconds, 0 = none."""
         self.task = None
+        self.since = self.broker.clock()
         self.keep_alive = keep_alive
         self.heard = True
         self._held &= ~ADMISSION

@@ -22,6 +22,13 @@ class Peer(NamedTuple):
     tls_name: str | None = None
 
 
+class Refusal(NamedTuple):
+    """Why a client is refused, in the words of the protocol: a reason code of 0x80 or more, and a sentence."""
+
+    reason: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of the broker; times in seconds. Nothing that a client sends or leaves unread grows beyond them."""
@@ -70,8 +77,8 @@ class House(Protocol):
     def generation(self) -> int:
         """Grows whenever an answer of may_… could have become different: what was remembered under an older one is void."""
 
-    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | None:
-        """The client's name, or None = refused. Whoever comes without a name is judged here too."""
+    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | Refusal | None:
+        """The client's name; None = refused for name or password; or another reason. Whoever comes without a name is judged here too."""
 
     def may_publish(self, client: str, topic: str, /) -> bool:
         """Asked at each PUBLISH on a topic not asked about before, and when a will fires."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
+from gateway.broker.house import Refusal
 from gateway.broker.journal import FORWARD, Journal, Record
 from gateway.broker.listeners import Listener, Opened, address_group, open_listener
 from gateway.broker.retained import Kept, Retained
@@ -70,6 +71,7 @@ class Counters:
         "connections",
         "connects",
         "connects_refused",
+        "connects_throttled",
         "denied_publish",
         "denied_receive",
         "denied_subscribe",
@@ -93,6 +95,7 @@ class Counters:
         self.connections = 0
         self.connects = 0
         self.connects_refused = 0
+        self.connects_throttled = 0
         self.denied_publish = 0
         self.denied_receive = 0
         self.denied_subscribe = 0
@@ -613,6 +616,10 @@ class Broker:
                 return
             if client is None:
                 connection.reject(Reason.BAD_USER_NAME_OR_PASSWORD, level)
+                return
+            if isinstance(client, Refusal):
+                self.counters.connects_throttled += client.reason == Reason.CONNECTION_RATE_EXCEEDED
+                connection.reject(client.reason, level, client.text)
                 return
             self._enter(connection, connect, client)
         finally:

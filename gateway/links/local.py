@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.broker.listeners import Listener, ListenError
+from gateway.broker.house import Refusal
+from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
 from gateway.credentials import ClientNameError, check_name
 from gateway.errors import CtxtError
+from gateway.links.backoff import Backoff
 from gateway.rights import ANONYMOUS, STATISTICS
 from gateway.wire.packets import Reason
 
@@ -29,6 +32,9 @@ POLL = 1.0
 
 SHORT_FORM = "broker.url"
 """The name of the listener that `[broker] url` stands for."""
+
+LONGEST_NAME = 64
+"""Characters of a user name that wrong passwords are counted by: no client has a longer one."""
 
 OWNED = ("report", "request", "presence")
 """The verbs that the gateway itself listens to."""
@@ -65,7 +71,11 @@ class LocalLink:
         *,
         prefix: str = "",
         version: str = "",
+        wrong_passwords: int = 10,
+        wrong_password_pause: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`wrong_passwords` a minute from one address for one client; then pauses of up to `wrong_password_pause` seconds."""
         self._entrances = {entrance.listener.name: entrance for entrance in entrances}
         self._acl = acl
         self._credentials = credentials
@@ -73,6 +83,8 @@ class LocalLink:
         self._owned = tuple(f"{head}{verb}/" for verb in OWNED)
         self._remade = (*(f"{head}{verb}/" for verb in REMADE), STATISTICS)
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="passwords")
+        self._turn = asyncio.Semaphore(1)
+        self._backoff = Backoff(wrong_passwords, wrong_password_pause, clock)
         self._receiver: Receiver | None = None
         self._poll: asyncio.TimerHandle | None = None
         self.address = ("", 0)
@@ -144,8 +156,8 @@ class LocalLink:
         """Grows whenever an earlier answer of may_… could have become different."""
         return self._acl.generation
 
-    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | None:
-        """The client's name, or None. Hashing happens in a thread; one password at a time, so that it costs one core."""
+    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | Refusal | None:
+        """The client's name, or why not. Hashing happens in a thread; one password at a time, so that it costs one core."""
         entrance = self._entrances[peer.listener]
         if entrance.named and peer.tls_name is not None:
             return self._certified(peer.tls_name, username, any_name=entrance.any_name)
@@ -153,11 +165,34 @@ class LocalLink:
             return ANONYMOUS if entrance.anonymous and peer.loopback else None
         if password is None:
             return None
+        address = address_group(peer.address)
+        counted = username[:LONGEST_NAME]
+        refusal = self._unheard(address, counted)
+        if refusal is not None:
+            return refusal
         if self._credentials.recall(username, password):
+            self._backoff.passed(address, counted)
             return username
         loop = asyncio.get_running_loop()
-        good = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
-        return username if good else None
+        async with self._turn:
+            # Those who have waited beside this one may have been wrong: what they were told holds for it too.
+            refusal = self._unheard(address, counted)
+            if refusal is not None:
+                return refusal
+            good = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
+            if good:
+                self._backoff.passed(address, counted)
+                return username
+            self._backoff.failed(address, counted)
+        return None
+
+    def _unheard(self, address: str, name: str) -> Refusal | None:
+        """Whether a password is not even looked at now."""
+        pause = self._backoff.pause(address, name)
+        if not pause:
+            return None
+        text = f"too many wrong passwords: put the password right and try again in {ceil(pause)} s"
+        return Refusal(Reason.CONNECTION_RATE_EXCEEDED, text)
 
     def _certified(self, name: str, username: str | None, *, any_name: bool) -> str | None:
         """The name in a verified certificate, if a client can have it and does not ask for another one beside it."""
