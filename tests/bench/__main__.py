@@ -1,4 +1,4 @@
-"""`python -m tests.bench embedded|objects`: how fast the gateway is, beside a bare mosquitto in the same run.
+"""`python -m tests.bench embedded|objects|broker`: how fast the gateway is, beside a bare mosquitto in the same run.
 
 Results go to standard output, progress to standard error.
 """
@@ -6,20 +6,17 @@ Results go to standard output, progress to standard error.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.errors import CtxtError
+from tests.bench.broker import broker
 from tests.bench.load import Round, Stream
 from tests.bench.measure import (
     MOSQUITTO,
@@ -32,47 +29,14 @@ from tests.bench.measure import (
     percentile,
     reports,
     snapshot_round,
+    surroundings,
     typical,
 )
+from tests.bench.steps import steps
 from tests.running import mosquitto, mosquitto_version, usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-class Steps:
-    """The progress of a run, redrawn only between two rounds so that it takes nothing from them."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=total)
-
-    def __call__(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-        self._progress.refresh()
-
-    def done(self) -> None:
-        """One more is done."""
-        self._progress.advance(self._task)
-        self._progress.refresh()
-
-
-@contextmanager
-def steps(total: int) -> Iterator[Steps]:
-    """Show progress on standard error."""
-    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        yield Steps(progress, total)
-
-
-def surroundings() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-    }
+    from collections.abc import Callable
 
 
 def embedded(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -241,8 +205,8 @@ def written(key: str, value: Any) -> str:
     """A figure for people: its unit from its key."""
     if isinstance(value, list):
         return ", ".join(written("", each) for each in value)
-    if key.endswith("_bytes") and key != "payload_bytes":
-        return f"{value / 2**20:,.1f} MiB"
+    if key.endswith("_bytes") and value >= 2**10:
+        return f"{value / 2**20:,.1f} MiB" if value >= 2**20 else f"{value / 2**10:,.1f} KiB"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -261,19 +225,31 @@ def main() -> int:
     """Returns 1 when something did not behave while it was measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"embedded": embedded, "objects": objects}
+    runs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "embedded": embedded,
+        "objects": objects,
+        "broker": broker,
+    }
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__)
         command.set_defaults(run=run)
         command.add_argument("--seconds", type=float, default=3.0, help="length of one measured round")
         command.add_argument("--rounds", type=int, default=3, help="rounds of each kind; medians are printed")
+        command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    for name in ("embedded", "objects"):
+        command = commands.choices[name]
         command.add_argument("--qos", type=int, choices=(0, 1), default=1, help="of reports and of deltas")
         command.add_argument("--window", type=int, default=200, help="messages on their way when pipelined")
         command.add_argument("--durability", choices=("process", "power"), default="process")
-        command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     commands.choices["embedded"].add_argument("--objects", type=int, default=100)
     commands.choices["objects"].add_argument("--count", type=int, default=100_000)
     commands.choices["objects"].add_argument("--rest", type=float, default=10.0, help="seconds of rest to measure")
+    command = commands.choices["broker"]
+    command.add_argument("--observers", type=int, default=500, help="of one publisher")
+    command.add_argument("--pairs", type=int, default=250, help="publishers, each with an observer of its own")
+    command.add_argument("--idle", type=int, default=1_000, help="connections that do nothing")
+    command.add_argument("--foreign", type=int, default=10_000, help="filters that do not match")
+    command.add_argument("--retained", type=int, default=100_000, help="retained messages of 500 bytes")
     arguments = parser.parse_args()
     try:
         with closing(sys.stdout):

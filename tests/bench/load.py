@@ -58,15 +58,10 @@ def subscribe_packet(topic_filter: str, qos: int) -> bytes:
     return frame(0x82, b"\0\1" + _text(topic_filter) + bytes((qos,)))
 
 
-def first_byte(qos: int) -> int:
-    """The first byte of a PUBLISH."""
-    return 0x30 | qos << 1
-
-
 class Stream:
     """PUBLISH packets to be sent round and round, in one block of bytes. Packet ids are 1 to 65,000 in turn."""
 
-    def __init__(self, messages: Sequence[tuple[str, bytes]], qos: int) -> None:
+    def __init__(self, messages: Sequence[tuple[str, bytes]], qos: int, *, retain: bool = False) -> None:
         self.qos = qos
         self.length = len(messages)
         self.position = 0
@@ -76,7 +71,7 @@ class Stream:
         at = 0
         for i, (topic, payload) in enumerate(messages):
             packet_id = struct.pack("!H", i % 65_000 + 1) if qos else b""
-            packet = frame(first_byte(qos), _text(topic) + packet_id + payload)
+            packet = frame(0x30 | qos << 1 | retain, _text(topic) + packet_id + payload)
             parts.append(packet)
             at += len(packet)
             offsets.append(at)
@@ -225,10 +220,49 @@ class Observer(Wire):
         return found
 
 
+class Together:
+    """Many observers of the same messages: to the publisher, one that has what all of them have on average."""
+
+    def __init__(self, size: int) -> None:
+        self.error: CtxtError | None = None
+        self.publisher: Publisher | None = None
+        self.received = 0
+        self._size = size
+        self._total = 0
+
+    def add(self, count: int) -> None:
+        """Hot: one of them has got so many."""
+        self._total += count
+        received = self._total // self._size
+        if received != self.received:
+            self.received = received
+            if self.publisher is not None:
+                self.publisher.go_on()
+
+
+class Member(Observer):
+    """One of many."""
+
+    def __init__(self, head: bytes, qos: int, together: Together) -> None:
+        super().__init__(head, qos)
+        self._together = together
+
+    def arrived(self, data: bytes) -> None:
+        """Hot."""
+        before = self.received
+        super().arrived(data)
+        self._together.add(self.received - before)
+
+    def stopped(self) -> None:
+        self._together.error = self.error
+        if self._together.publisher is not None:
+            self._together.publisher.stopped()
+
+
 class Publisher(Wire):
     """Sends a stream, keeping at most `window` messages on their way: not received yet, or (QoS 1) not acknowledged."""
 
-    def __init__(self, stream: Stream, observer: Observer | None, window: int) -> None:
+    def __init__(self, stream: Stream, observer: Observer | Together | None, window: int) -> None:
         super().__init__()
         self.stream = stream
         self.observer = observer

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
+import platform
 from contextlib import asynccontextmanager, contextmanager
 from statistics import median
 from time import process_time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvloop
 
-from gateway.errors import CtxtError
 from tests.bench.load import LoadError, Observer, Publisher, Round, Stream, check_versions, connect
 from tests.running import OWN_NAMESPACE, UNLIMITED, Gateway, gateway, usage
 
@@ -31,8 +32,14 @@ max_queued_messages 0
 """
 
 
-class MeasureError(CtxtError):
-    """What was measured is not what should have been."""
+def surroundings() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
 
 
 class Target(NamedTuple):
@@ -129,7 +136,7 @@ async def timed(pair: Pair, pid: int, seconds: float, *, one_at_a_time: bool, co
     return Round(messages, took, own / messages, cpu / messages, sorted(pair.publisher.times or ()), cold)
 
 
-def one_round(
+async def measured(
     target: Target,
     stream: Stream,
     *,
@@ -139,18 +146,27 @@ def one_round(
     first: int = 0,
 ) -> Round:
     """Connect, send `first` messages to warm up, measure, check: a window of 1 is one at a time. Raises LoadError."""
+    async with pair(target, stream, window) as both:
+        cold = await warm(both, first)
+        if versions is not None:
+            check_versions(both.observer.frames(), versions)
+        result = await timed(both, target.pid, seconds, one_at_a_time=window == 1, cold=cold)
+        if versions is not None:
+            check_versions(both.observer.frames(), versions)
+        return result
 
-    async def run() -> Round:
-        async with pair(target, stream, window) as both:
-            cold = await warm(both, first)
-            if versions is not None:
-                check_versions(both.observer.frames(), versions)
-            result = await timed(both, target.pid, seconds, one_at_a_time=window == 1, cold=cold)
-            if versions is not None:
-                check_versions(both.observer.frames(), versions)
-            return result
 
-    return uvloop.run(run())
+def one_round(
+    target: Target,
+    stream: Stream,
+    *,
+    seconds: float,
+    window: int,
+    versions: dict[str, tuple[int, int]] | None = None,
+    first: int = 0,
+) -> Round:
+    """`measured` in a loop of its own."""
+    return uvloop.run(measured(target, stream, seconds=seconds, window=window, versions=versions, first=first))
 
 
 class Snapshots(NamedTuple):
