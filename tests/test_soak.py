@@ -54,7 +54,15 @@ def test_a_leak_of_memory_is_found_below_the_noise() -> None:
 
 def test_a_leak_of_descriptors_is_found() -> None:
     (finding,) = grows("connects", series(lambda _: 100, lambda at: 40 + at / 300), BOUNDS)
-    assert finding.startswith("connects: file descriptors grew by 6.")
+    assert finding.startswith("connects: file descriptors other than clients' sockets grew by 6.")
+
+
+def test_clients_that_are_there_are_no_leak_of_descriptors_until_they_should_have_gone() -> None:
+    crowded = [
+        each._replace(connections=int(each.at / 100)) for each in series(lambda _: 100, lambda at: 40 + int(at / 100))
+    ]
+    assert grows("connects", crowded, BOUNDS) == []
+    assert len(left_behind(crowded[0], crowded[-1])) == 2
 
 
 def test_the_slope_is_that_of_most_points() -> None:

@@ -290,7 +290,7 @@ def summary(result: Result, plan: Plan) -> dict[str, Any]:
     }
     for phase, samples in result.phases.items():
         first, last = samples[0], samples[-1]
-        memory, descriptors = growth(samples, "resident"), growth(samples, "descriptors")
+        memory, descriptors = growth(samples, "resident"), growth(samples, "files")
         found[phase] = {
             "seconds": round(last.at - first.at, 1),
             "samples": len(samples),

@@ -51,6 +51,7 @@ def look(target: Gateway, began: float) -> Sample:
         resident=used.resident,
         proportional=int(pss[1]) * 1_024,
         descriptors=sum(1 for _ in (process / "fd").iterdir()),
+        connections=numbers["ctxt_broker_connections"],
         threads=int(threads[1]),
         cpu=used.cpu,
         connected=numbers["ctxt_broker_sessions"]["connected"],
