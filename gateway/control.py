@@ -1,7 +1,7 @@
 """How `ctxt broker` talks to the running gateway: a Unix socket in the state folder, for the folder's owner only.
 
-One request a connection: a line of JSON, `{"do":"clients"}`, `{"do":"subscriptions","client":NAME?}` or
-`{"do":"kick","client":NAME,"client_id":ID?}`. The answer is a line for each item, `{"item":{…}}`, and then one with `done` (how
+One request a connection: a line of JSON, `{"do":"clients"}`, `{"do":"subscriptions","client":NAME?}`,
+`{"do":"counters"}` or `{"do":"kick","client":NAME,"client_id":ID?}`. The answer is a line for each item, `{"item":{…}}`, and then one with `done` (how
 many they were) or `error` (a sentence).
 """
 
@@ -12,19 +12,21 @@ import logging
 import os
 import socket
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from gateway.broker import roster
+from gateway.broker import counters, roster
 from gateway.errors import CtxtError
 from gateway.wire.packets import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gateway.broker.server import Broker
+    from gateway.counts import Family
 
 FILE = "control.sock"
 LINE_BYTES = 4_096
@@ -83,11 +85,13 @@ class Control:
     def __init__(self, folder: Path, broker: Broker) -> None:
         self._folder = folder
         self._broker = broker
+        self._families: Callable[[], Iterator[Family]] = lambda: iter(())
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Listen. Where that fails the gateway runs all the same, and the log says what does not work."""
+    async def start(self, families: Callable[[], Iterator[Family]]) -> None:
+        """Listen; `families` are what is counted beside the broker. Where that fails the gateway runs all the same, and the log says what does not work."""
+        self._families = families
         try:
             bound = self._bind()
         except OSError as error:
@@ -174,9 +178,11 @@ class Control:
             return roster.clients(self._broker)
         if what == "subscriptions":
             return roster.subscriptions(self._broker, client)
+        if what == "counters":
+            return (family.item() for family in chain(counters.families(self._broker), self._families()))
         if what == "kick" and client is not None:
             return self._kick(client, client_id)
-        return Refused("a request says what to do: clients, subscriptions, or kick with a client")
+        return Refused("a request says what to do: clients, subscriptions, counters, or kick with a client")
 
     def _kick(self, client: str, client_id: str | None) -> Iterator[dict[str, Any]]:
         """Disconnect a client's connections, or one of them; those that were."""

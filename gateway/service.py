@@ -20,6 +20,7 @@ from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
 from gateway.control import Control
+from gateway.counts import Histogram, counter, gauge
 from gateway.credentials import Credentials
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
@@ -34,6 +35,7 @@ from gateway.wire.packets import Property, Publish, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from gateway.counts import Family
     from gateway.links.link import Link
     from gateway.objects import DataObject
     from gateway.sessions import Restored
@@ -81,6 +83,21 @@ class Door(NamedTuple):
     verb: str
     client: str
     topic: str
+
+
+class Counters:
+    """What the service has done since its start; times in seconds. `batches`: how many messages each brought at once."""
+
+    __slots__ = ("batches", "commit_seconds", "commits", "deltas", "redelivered", "snapshots", "views")
+
+    def __init__(self) -> None:
+        self.batches = Histogram(1, 4, 16, 64, 256, 1_024, 4_096)
+        self.commit_seconds = 0.0
+        self.commits = 0
+        self.deltas = 0
+        self.redelivered = 0
+        self.snapshots = 0
+        self.views = 0
 
 
 Pending = tuple[Publish, int, str | None]
@@ -163,7 +180,7 @@ class Service:
         self._checkpointing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed: asyncio.Future[None] | None = None
-        self.commits = 0
+        self.counters = Counters()
 
     # ---- life ----------------------------------------------------------------------------------------------------------
 
@@ -173,7 +190,7 @@ class Service:
         self.failed = self._loop.create_future()
         await self._link.start(self)
         if self._control is not None:
-            await self._control.start()
+            await self._control.start(self.families)
         self._announce(self._clock())
         self._ticker = self._loop.call_later(TICK, self._tick)
 
@@ -210,6 +227,24 @@ class Service:
     def urls(self) -> list[str]:
         """Everywhere that clients connect, once started."""
         return self._link.urls
+
+    def families(self) -> Iterator[Family]:
+        """All that engine and service count, in a fixed order."""
+        yield from self.engine.families()
+        found = self.counters
+        yield counter("ctxt_deltas_total", "Deltas sent out, each to whoever listens.", found.deltas)
+        yield counter(
+            "ctxt_snapshots_total", "Snapshots sent out because of a change, where somebody listened.", found.snapshots
+        )
+        yield counter("ctxt_value_views_total", "Value views sent out because of a change, likewise.", found.views)
+        yield counter(
+            "ctxt_redelivered_total", "Messages that came again and were not applied again.", found.redelivered
+        )
+        yield counter("ctxt_commits_total", "Transactions stored.", found.commits)
+        yield counter("ctxt_commit_seconds_total", "Seconds that these took.", found.commit_seconds)
+        yield found.batches.family("ctxt_batch_messages", "Reports, requests and presence taken in at once.")
+        yield gauge("ctxt_waiting_bytes", "Bytes waiting for a commit in flight.", self._waiting_bytes)
+        yield gauge("ctxt_redelivery_rings", "Sessions whose last packet ids are remembered.", len(self._rings))
 
     def _has_failed(self) -> bool:
         return self.failed is not None and self.failed.done()
@@ -250,6 +285,7 @@ class Service:
         doors = self._doors
         rings = self._rings
         report = self.engine.report
+        self.counters.batches.add(len(batch))
         for publish in batch:
             topic = publish.topic
             door = doors.get(topic) or self._door(topic)
@@ -262,6 +298,7 @@ class Service:
                 if publish.dup:
                     known = ring.find(publish.packet_id, mark)
                     if known is not None:
+                        self.counters.redelivered += 1
                         answers.append((publish, known, None))
                         continue
             if verb == "report" and not publish.retain and publish.properties is None:
@@ -322,6 +359,7 @@ class Service:
             return None
         key = _dedup_id(publish)
         if key is not None and engine.remembered(client, key, now) is not None:
+            self.counters.redelivered += 1
             return None
         refused = engine.report(effects, client, about, publish.payload, now)
         # What was refused has changed nothing: it may come again when there is room, or time, or a parent.
@@ -393,7 +431,6 @@ class Service:
         batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings, self._dropped, changes)
         self._dropped = []
         self._committed = True
-        self.commits += 1
         if not self._off_loop:
             started = time.perf_counter()
             try:
@@ -401,7 +438,7 @@ class Service:
             except StoreError as error:
                 self._fail(error)
                 return
-            if time.perf_counter() - started > SLOW_COMMIT:
+            if self._took(started) > SLOW_COMMIT:
                 self._off_loop = True
                 self._quick_commits = 0
             self._emit(effects, answers, saved=changes is not None)
@@ -413,6 +450,13 @@ class Service:
         saved = changes is not None
         future.add_done_callback(lambda done: self._stored(done, effects, answers, started, saved))
 
+    def _took(self, started: float) -> float:
+        """A commit has returned: count it; the seconds since it began."""
+        took = time.perf_counter() - started
+        self.counters.commits += 1
+        self.counters.commit_seconds += took
+        return took
+
     def _stored(
         self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float, saved: bool
     ) -> None:
@@ -421,8 +465,9 @@ class Service:
         if error is not None:
             self._fail(error)
             return
+        took = self._took(started)
         if self._store.durability == "process":
-            self._quick_commits = self._quick_commits + 1 if time.perf_counter() - started < SLOW_COMMIT else 0
+            self._quick_commits = self._quick_commits + 1 if took < SLOW_COMMIT else 0
             if self._quick_commits >= 100:
                 self._off_loop = False
         self._emit(effects, answers, saved=saved)
@@ -479,6 +524,7 @@ class Service:
             link.acknowledge(publish, reason, text)
         if effects.deltas:
             self._counter += 1
+            self.counters.deltas += len(effects.deltas)
         if effects.work:
             self._work.extend(effects.work)
             self._search()
@@ -516,10 +562,12 @@ class Service:
             route = link.route(self._snapshots + obj.topic, retain=True)
             if route.wanted:
                 link.send(route, messages.snapshot(obj, self.epoch), qos)
+                self.counters.snapshots += 1
         if namespace is not None and namespace.value_view and link.wants(self._values):
             route = link.route(self._values + obj.topic, retain=True)
             if route.wanted:
                 link.send(route, b"" if obj.deleted else self._view(obj), qos)
+                self.counters.views += 1
 
     def _view(self, obj: DataObject) -> bytes:
         payload, left_out = messages.value_view(obj)
