@@ -132,6 +132,11 @@ def device(port: int, **rest: Any) -> Iterator[Device]:
         made.cut()
 
 
+def lost(dash: Client, times: int = 1) -> None:
+    """Wait until an Observer has been told so often that it is gone."""
+    dash.wait(lambda: sum(m.get("status") == "disconnected" for m in dash.messages()) == times)
+
+
 def test_it_reports_and_comes_back_after_each_cut(gateway: Inside, dash: Client) -> None:
     for value in range(3):
         with device(gateway.port) as plug:
@@ -139,7 +144,7 @@ def test_it_reports_and_comes_back_after_each_cut(gateway: Inside, dash: Client)
             plug.report(reading(value + 0.5), packet_id=7)
             assert plug.next(PUBACK) == b"\0\7"
             plug.ping()
-        dash.wait(lambda: len([m for m in dash.messages() if m.get("status") == "disconnected"]) == value + 1)
+        lost(dash, value + 1)
     deltas = dash.messages()
     versions = [delta["version"] for delta in deltas]
     assert versions == list(range(1, len(deltas) + 1))
@@ -186,7 +191,7 @@ def test_it_is_told_of_refused_reports_in_its_inbox_only(gateway: Inside, dash: 
         assert "8" in rejection["description"]
         plug.report(reading(3), packet_id=3)
         assert plug.next(PUBACK) == b"\0\3"
-    dash.wait(lambda: any(m.get("status") == "disconnected" for m in dash.messages()))
+    lost(dash)
     assert [m["value"] for m in dash.messages() if "value" in m] == [json.loads(reading(v)) for v in (1, 3)]
 
 
@@ -195,7 +200,7 @@ def test_its_keep_alive_is_held(gateway: Inside, dash: Client) -> None:
         plug.report(reading(1), packet_id=1)
         assert plug.next(PUBACK) == b"\0\1"
         assert plug.ended()
-        dash.wait(lambda: dash.messages()[-1].get("status") == "disconnected")
+        lost(dash)
 
 
 def test_a_device_that_comes_back_before_its_loss_is_noticed_takes_over(gateway: Inside, dash: Client) -> None:
