@@ -294,6 +294,24 @@ def test_topic_rules_open_other_topics(tmp_path: Path) -> None:
         assert [topic for topic, *_ in dash.heard] == ["lamp/dash/set"]
 
 
+def test_a_rule_opens_topics_that_begin_with_a_dollar_sign_to_filters_that_do(tmp_path: Path) -> None:
+    settings = '[[topic]]\nfilter = "$aws/#"\nwrite = ["*"]\nread = ["dash"]\n'
+    with inside(tmp_path, settings) as gateway, clients(gateway.port, "sensor", "dash", "dash") as (sensor, dash, wide):
+        assert dash.subscribe("$aws/#") == [1]
+        wide.subscribe("#", "+/things/#")
+        assert sensor.publish("$aws/things/1", b"on", retain=True)[0] == 0
+        assert sensor.publish("$other/things/1", b"on")[0] == 0x87
+        assert sensor.publish("$SYS/broker/version", b"on")[0] == 0x87
+        sensor.report("sensor/room", TEMPERATURE)
+        dash.wait(lambda: dash.heard)
+        wide.wait(lambda: any(topic == "snapshot/" + TOPIC for topic, *_ in wide.heard))
+        assert [topic for topic, *_ in dash.heard] == ["$aws/things/1"]
+        assert not any(topic.startswith("$") for topic, *_ in wide.heard)
+        with clients(gateway.port, "dash") as (late,):
+            late.subscribe("$aws/+/1")
+            late.wait(lambda: [heard for heard in late.heard if heard[3]])
+
+
 def test_a_prefix_goes_before_every_topic(tmp_path: Path) -> None:
     with (
         inside(tmp_path, 'topic_prefix = "site/one"\n') as gateway,
