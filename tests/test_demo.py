@@ -86,7 +86,7 @@ def left_behind(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with shown(tmp_path_factory.mktemp("demo")) as one:
-        one.wait_for(r"kitchen/climate  created  temperature [\d.]+ Cel, humidity \d+ %RH$")
+        one.wait_for(r"kitchen/climate  (?:created  )?temperature [\d.]+ Cel, humidity \d+ %RH$")
         yield one
 
 
