@@ -45,11 +45,13 @@ if TYPE_CHECKING:
     from gateway.wire.packets import Packet, Properties
 
 Key = tuple[str, str]
+Rights = tuple[list[str], list[str]]
+Said = list[tuple[str, int, bool, bool, bool]]
 
 SEATS: list[Key] = [("alice", "one"), ("alice", "two"), ("bob", "one"), ("bob", "three"), ("mallory", "one")]
 """(user, client id): the same id of another user is another session."""
 
-RIGHTS: list[tuple[list[str], list[str]]] = [
+RIGHTS: list[Rights] = [
     (["open/#", "t/#"], ["open/#", "t/#", "report/alice/#"]),
     (["open/#", "t/+"], ["open/#", "t/x"]),
     (["open/a", "t/x/y"], ["open/a"]),
@@ -118,8 +120,13 @@ class Shared:
     qos: int
     expires: float
     must: bool
+    members: set[Key]
     heard: dict[Key, bool] = field(default_factory=dict)
     """Who has heard it, and whether for good: nobody else may then."""
+
+    def free(self, key: Key) -> bool:
+        """Whether a member may hear it now. Empty messages are all alike: nobody can tell which one it was."""
+        return not self.payload or not (self.heard.get(key) or any(good for good in self.heard.values()))
 
 
 @dataclass
@@ -233,7 +240,7 @@ class Machine(RuleBasedStateMachine):
         self.go(self._connect(key, level, clean, float(expiry), manner, window, will))
 
     @rule(which=st.integers(0, 4), messages=MESSAGES, expiry=st.sampled_from([None, None, 15]))
-    def publish(self, which: int, messages: list[tuple[str, int, bool, bool, bool]], expiry: int | None) -> None:
+    def publish(self, which: int, messages: Said, expiry: int | None) -> None:
         state = self.pick(which)
         if state is None:
             return
@@ -245,7 +252,7 @@ class Machine(RuleBasedStateMachine):
         self.loop.run_until_complete(self.quiet())
 
     @rule(which=st.integers(0, 4), messages=MESSAGES)
-    def publish_again(self, which: int, messages: list[tuple[str, int, bool, bool, bool]]) -> None:
+    def publish_again(self, which: int, messages: Said) -> None:
         """So that it is chosen more often."""
         self.publish(which, messages, None)
 
@@ -288,17 +295,32 @@ class Machine(RuleBasedStateMachine):
         if state is not None:
             self.go(self._leave(state, how + more if isinstance(how, bytes) else how))
 
-    @rule(which=st.integers(0, 4), manner=st.sampled_from(MANNERS), before=MESSAGES)
-    def come_back(self, which: int, manner: int, before: list[tuple[str, int, bool, bool, bool]]) -> None:
-        """A connection is cut; the client comes back to its session."""
+    @rule(
+        which=st.integers(0, 4),
+        manner=st.sampled_from(MANNERS),
+        before=MESSAGES,
+        during=MESSAGES,
+        rights=st.none() | st.sampled_from(RIGHTS),
+        seconds=st.sampled_from([0, 0, 10, 20]),
+    )
+    def come_back(
+        self, which: int, manner: int, before: Said, during: Said, rights: Rights | None, seconds: int
+    ) -> None:
+        """A connection is cut; the client comes back to its session, and finds that things have changed."""
         state = self.pick(which)
-        if state is not None:
-            self.publish(which + 1, before, None)
-            self.go(self._leave(state, "drop"))
-            self.go(self._connect(state.key, state.level, False, state.expiry, manner, 3, None))
+        if state is None:
+            return
+        self.publish(which + 1, before, None)
+        self.go(self._leave(state, "drop"))
+        self.publish(which, during, 15)
+        if rights is not None:
+            self.change_rights(state.user, rights)
+        if seconds:
+            self.go(self._wait(seconds))
+        self.go(self._connect(state.key, state.level, False, state.expiry, manner, 3, None))
 
     @rule(user=st.sampled_from(["alice", "bob", "mallory"]), rights=st.sampled_from([RIGHTS[0], *RIGHTS]))
-    def change_rights(self, user: str, rights: tuple[list[str], list[str]]) -> None:
+    def change_rights(self, user: str, rights: Rights) -> None:
         self.house.read[user], self.house.write[user] = rights
         self.house.generation += 1
 
@@ -567,8 +589,9 @@ class Machine(RuleBasedStateMachine):
             state.due.append(Due(topic, payload, granted, as_published, identifiers, expires, must))
         for (user, name), members in groups.items():
             live = [state for state in members if state.live]
-            must = bool(live) and all(state.manner == PROMPT for state in live)
-            self.shared.append(Shared(user, name, topic, payload, qos, expires, must))
+            must = bool(live and payload) and all(state.manner == PROMPT for state in live)
+            keys = {state.key for state in members}
+            self.shared.append(Shared(user, name, topic, payload, qos, expires, must, keys))
 
     def heard(self, state: State, packet: Publish) -> None:
         """A client has been sent a PUBLISH: it must be one that it has to hear, or may."""
@@ -604,17 +627,30 @@ class Machine(RuleBasedStateMachine):
             if final:
                 state.due.remove(one)
             return
-        for part in self.shared:
-            if (part.user, part.topic, part.payload) != (user, topic, packet.payload) or packet.qos > part.qos:
-                continue
-            if self.over(part.expires):
-                continue
-            others = [other for other, good in part.heard.items() if good and other != state.key]
-            if others or part.heard.get(state.key):
-                continue
-            part.heard[state.key] = final
-            return
+        parts = [
+            part
+            for part in self.shared
+            if (part.user, part.topic, part.payload) == (user, topic, packet.payload) and packet.qos <= part.qos
+        ]
+        mine = [part for part in parts if self.member(state.key, part) and not self.over(part.expires)]
+        for part in mine:
+            if part.free(state.key):
+                part.heard[state.key] = final
+                return
+        for part in mine:
+            # Who heard it for this group may have heard it for another one.
+            for other in parts:
+                for holder, good in list(part.heard.items()):
+                    if other is not part and good and self.member(holder, other) and other.free(holder):
+                        other.heard[holder] = part.heard.pop(holder)
+                        part.heard[state.key] = final
+                        return
         raise AssertionError(f"{state.key} was not to hear {packet}; it had to: {state.due}")
+
+    def member(self, key: Key, part: Shared) -> bool:
+        """Whether a session is a member of a group, or was when the message came."""
+        state = self.states.get(key)
+        return key in part.members or (state is not None and part.wanted in state.subscriptions)
 
     # ---- the wire ------------------------------------------------------------------------------------------------------
 
