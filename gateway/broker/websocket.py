@@ -239,6 +239,7 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
             if not left:
                 self._more = True
                 break
+        self._closed = end is not None  # behind a close frame nothing may be written but another
         if pieces:
             connection.data_received(b"".join(pieces))
         if end is not None:
@@ -266,7 +267,6 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
 
     def _ended(self, event: CloseConnection) -> None:
         """The client has closed, or sent what it may not: answer where it is not an answer itself, and close the socket."""
-        self._closed = True
         if not self._closing and not self._transport.is_closing():
             self._transport.write(self._frames.send(CloseConnection(event.code, event.reason)))
         self._transport.close()

@@ -328,6 +328,25 @@ def test_the_closing_handshake_goes_both_ways() -> None:
     run(go)
 
 
+@LOOPS
+@pytest.mark.parametrize("last", [encode(Disconnect(), 5), b"\0\0"])
+def test_mqtt_and_the_close_frame_behind_it_may_come_in_one_piece(loop: str, last: bytes) -> None:
+    async def go() -> None:
+        accidents: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: accidents.append(context))
+        async with web() as (house, _, opened, _):
+            client = await (await Web.open(opened)).connect()
+            whole = encode(Publish("report/alice/x", b"1", 1, packet_id=1), 5) + encode(Pingreq(), 5) + last
+            client.send(BytesMessage(whole), CloseConnection(1000))
+            end = await client.end()
+            assert end is not None
+            assert end.code == 1000
+            assert [publish.payload for publish in house.got] == [b"1"]
+        assert not accidents
+
+    run(go, loop)
+
+
 def test_a_client_that_does_not_read_is_bounded_as_on_any_socket() -> None:
     async def go() -> None:
         async with web(queue_bytes=200_000, write_bytes=20_000) as (_, broker, opened, port):

@@ -26,11 +26,11 @@ from gateway.wire.packets import (
     Will,
 )
 from tests.broker.world import RawClient, TableHouse, run, running, until
+from tests.fuzz import broker as machine
+from tests.fuzz.broker import agrees
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from gateway.broker.server import Broker
 
 TOPICS = ["report/alice/x", "open/a", "open/b/c", "secret/x", "presence/alice", "$SYS/x"]
 FILTERS = ["open/#", "open/+", "snapshot/#", "#", "+/+", "open/a", "bad/#/x", "$share/g/open/#", "$SYS/#"]
@@ -125,25 +125,14 @@ def test_nothing_that_a_client_sends_reaches_the_loops_exception_handler_or_anot
     run(go)
 
 
-def agrees(house: TableHouse, broker: Broker, *, sweep: bool) -> None:
-    """Store what the journal has; after a sweep the store knows exactly what is outstanding, under its packet identifiers."""
-    journal = broker.journal
-    assert journal is not None
-    house.stored(journal.take(sweep=sweep))
-    broker.saved()
-    if not sweep:
-        return
-    there = {session.record.number: session for session in broker.sessions.values() if session.record is not None}
-    assert set(house.sessions) == set(there)
-    assert {row.session for row in house.messages.values()} <= set(there)
-    for number, session in there.items():
-        sent = [packet_id for packet_id, message in session.inflight.items() if message is None or message.lasting]
-        waiting = sum(message.lasting for message in session.queue or ())
-        rows = [row.packet_id for row in house.messages.values() if row.session == number]
-        assert sorted(rows) == sorted(sent + [0] * waiting)
-        assert [wanted[0] for wanted in house.sessions[number].subscriptions] == list(session.subscriptions)
-
-
 async def drain(client: RawClient) -> None:
     while data := await client.reader.read(65_536):
         client.packets.extend(client.decoder.feed(data))
+
+
+def test_five_clients_hear_what_they_have_to_and_nothing_else() -> None:
+    machine.TALLY.clear()
+    machine.run(80, steps=50, repeatable=True)
+    assert machine.TALLY["cases"] >= 80
+    assert machine.TALLY["heard"] > 500
+    assert machine.TALLY["sent again"] > 0
