@@ -12,8 +12,8 @@ from gateway.broker.house import Refusal
 from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
 from gateway.credentials import ClientNameError, check_name
-from gateway.errors import CtxtError
 from gateway.links.backoff import Backoff
+from gateway.links.link import LinkError
 from gateway.rights import ANONYMOUS, STATISTICS
 from gateway.wire.packets import Reason
 
@@ -43,10 +43,6 @@ REMADE = ("snapshot", "delta", "value", "gateway")
 """The verbs whose messages are made anew after a restart, under a new epoch: those of the old one are of no use then."""
 
 
-class LinkError(CtxtError):
-    """The broker cannot be reached or opened. The sentence says which address, why, and what to do."""
-
-
 class Entrance(NamedTuple):
     """A listener and who may come in there. `anonymous` admits clients without a name, where they are on this machine.
 
@@ -61,6 +57,9 @@ class Entrance(NamedTuple):
 
 class LocalLink:
     """Joins the service to the broker inside: the broker's `House` on one side, the service's `Link` on the other."""
+
+    ready = True
+    room = True
 
     def __init__(
         self,
