@@ -1,4 +1,4 @@
-"""`python -m tests.bench embedded|objects|broker`: how fast the gateway is, beside a bare mosquitto in the same run.
+"""`python -m tests.bench embedded|objects|plain`: how fast the gateway is, beside a bare mosquitto in the same run.
 
 Results go to standard output, progress to standard error.
 """
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.errors import CtxtError
-from tests.bench.broker import broker
 from tests.bench.load import Round, Stream
 from tests.bench.measure import (
     MOSQUITTO,
@@ -32,6 +31,7 @@ from tests.bench.measure import (
     surroundings,
     typical,
 )
+from tests.bench.plain import plain
 from tests.bench.steps import steps
 from tests.running import mosquitto, mosquitto_version, usage
 
@@ -228,7 +228,7 @@ def main() -> int:
     runs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "embedded": embedded,
         "objects": objects,
-        "broker": broker,
+        "plain": plain,
     }
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__)
@@ -244,7 +244,7 @@ def main() -> int:
     commands.choices["embedded"].add_argument("--objects", type=int, default=100)
     commands.choices["objects"].add_argument("--count", type=int, default=100_000)
     commands.choices["objects"].add_argument("--rest", type=float, default=10.0, help="seconds of rest to measure")
-    command = commands.choices["broker"]
+    command = commands.choices["plain"]
     command.add_argument("--observers", type=int, default=500, help="of one publisher")
     command.add_argument("--pairs", type=int, default=250, help="publishers, each with an observer of its own")
     command.add_argument("--idle", type=int, default=1_000, help="connections that do nothing")

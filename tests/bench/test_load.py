@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench.load import LoadError, Observer, Stream, check_versions, frame
 from tests.bench.measure import MOSQUITTO, PAYLOAD_BYTES, head, mosquitto_target, one_round, reports
+from tests.bench.plain import fan_out
 from tests.running import mosquitto, need
 
 if TYPE_CHECKING:
@@ -74,3 +75,12 @@ def test_versions_that_do_not_run_on_are_noticed(wrong: tuple[int, int]) -> None
     assert check_versions([delta(5, 1), delta(5, 2), delta(5, 3)], {}) == 3
     with pytest.raises(LoadError, match="after"):
         check_versions([delta(5, 1), delta(5, 2), delta(*wrong)], {})
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_many_observers_are_counted_together_and_each_has_everything(tmp_path: Path, qos: int) -> None:
+    need("mosquitto", "mosquitto")
+    with mosquitto(tmp_path, MOSQUITTO) as broker:
+        target = mosquitto_target(broker.port, broker.pid, qos)
+        result = fan_out(target, Stream(reports(10), qos), observers=5, window=3, seconds=0.2)
+    assert result.rate > 0

@@ -364,7 +364,7 @@ def bystanders(arguments: Namespace, step: Steps, targets: dict[str, Target], fo
             step.done()
 
 
-def broker(arguments: Namespace) -> Result:
+def plain(arguments: Namespace) -> Result:
     """The broker inside as a plain one, on topics that a rule opens, beside mosquitto."""
     found: Result = {**surroundings(), "rounds": arguments.rounds, "seconds_per_round": arguments.seconds}
     with steps(4 * arguments.rounds * (len(WINDOWS) + 2) + 6) as step:
