@@ -89,6 +89,15 @@ UNHEARD_MILLISECONDS = 30_000
 CONTEST = 10.0
 """Two take-overs within so many seconds: somebody else uses this gateway's identity."""
 
+BUSY = 24_000
+"""Packets a second from which on reads are gathered: a broker writes each message by itself, and a batch costs less than its parts."""
+
+GATHER = 0.001
+"""Seconds between two reads then."""
+
+SAMPLE = 0.01
+"""Seconds over which packets are counted for it."""
+
 ALIASES = 64
 """Topic aliases that the broker may set."""
 
@@ -194,6 +203,10 @@ class Wire(asyncio.Protocol):
         self.aliases = 0
         self.aliases_used = 0
         self._waking = False
+        self._busy = False
+        self._gathering = False
+        self._packets = 0
+        self._sampled = self.heard_at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is none by type
@@ -230,6 +243,21 @@ class Wire(asyncio.Protocol):
             self.refuse(wrong.reason, f"the broker sent what is not MQTT: {wrong.detail}")
             return
         self.flush()
+        self._packets += len(packets)
+        passed = self.heard_at - self._sampled
+        if passed >= SAMPLE:
+            self._busy = self._packets > BUSY * passed
+            self._packets = 0
+            self._sampled = self.heard_at
+        if self._busy:
+            self._gathering = True
+            self.reading()
+            self.loop.call_later(GATHER, self._gathered)
+
+    def _gathered(self) -> None:
+        """Read once, at one go, what has come meanwhile."""
+        self._gathering = False
+        self.reading()
 
     def pause_writing(self) -> None:
         """The broker does not take what it is sent: it gets no more to send, until it does."""
@@ -243,7 +271,7 @@ class Wire(asyncio.Protocol):
 
     def reading(self) -> None:
         """Read, or leave the bytes to the kernel, and so to the broker."""
-        wait = self.choked or self.held
+        wait = self.choked or self.held or self._gathering
         if self.transport is not None and not self.transport.is_closing():
             if wait:
                 self.transport.pause_reading()

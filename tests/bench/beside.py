@@ -1,0 +1,279 @@
+"""The gateway beside a broker outside: mosquitto alone, a null relay on the same link, the gateway; side by side in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from gateway.errors import CtxtError
+from tests.bench.load import LoadError, Member, Observer, Publisher, Stream, Together, connect
+from tests.bench.measure import (
+    MOSQUITTO,
+    Target,
+    gateway_target,
+    head,
+    mosquitto_target,
+    one_round,
+    percentile,
+    quiet_memory,
+    reports,
+    snapshot_round,
+    surroundings,
+    typical,
+)
+from tests.bench.steps import steps
+from tests.running import OWN_NAMESPACE, ROOT, UNLIMITED, gateway, mosquitto, mosquitto_version, usage
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+    from tests.bench.load import Round
+    from tests.bench.steps import Steps
+
+BARE, RELAY, GATEWAY, OLD = "mosquitto", "relay", "gateway", "gateway_3_1_1"
+RATE = 1_000
+"""Updates a second at which latency is measured."""
+
+Result = dict[str, Any]
+
+
+@contextmanager
+def relay(url: str) -> Iterator[int]:
+    """A null relay as a process: its id."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.relay", url], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"ready\n":
+            raise CtxtError("the relay does not start")
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def places(qos: int, durability: str) -> Iterator[dict[str, tuple[Target, int]]]:
+    """Each contestant with a mosquitto of its own, all running: what to load, and the broker's process id."""
+    with ExitStack() as stack:
+        found: dict[str, tuple[Target, int]] = {}
+        for name in (BARE, RELAY, GATEWAY, OLD):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ctxt-bench-")))
+            broker = stack.enter_context(mosquitto(folder, MOSQUITTO))
+            url = f"mqtt://127.0.0.1:{broker.port}"
+            if name == BARE:
+                target = mosquitto_target(broker.port, broker.pid, qos)
+            elif name == RELAY:
+                pid = stack.enter_context(relay(url))
+                target = Target(broker.port, pid, "delta/#", head(qos, rb'\{"values"'))
+            else:
+                link = f'[link]\nopen = true\nprotocol = "{"3.1.1" if name == OLD else "5"}"\n'
+                rest = f"{OWN_NAMESPACE}qos = {qos}\n{UNLIMITED}{link}"
+                top = f'durability = "{durability}"'
+                running = stack.enter_context(gateway(folder, top=top, rest=rest, outside=url))
+                target = gateway_target(broker.port, running.pid, qos)._replace(user=None, watcher=None, password=None)
+            found[name] = (target, broker.pid)
+        yield found
+
+
+class Paced(Publisher):
+    """Sends one message at each tick, however the others fare, and notes when each arrives."""
+
+    def __init__(self, stream: Stream, observer: Observer) -> None:
+        super().__init__(stream, observer, 1 << 30)
+        self.arrivals: list[float] = []
+        self._left_at: list[float] = []
+        self._received = observer.received
+
+    async def paced(self, rate: int, seconds: float) -> list[float]:
+        """Seconds that each message took, in order. Raises LoadError."""
+        assert self.transport is not None
+        assert isinstance(self.observer, Observer)
+        self._received = self.observer.received
+        begin = perf_counter()
+        base = self.stream.position
+        for i in range(int(rate * seconds)):
+            wait = begin + i / rate - perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            self._left_at.append(perf_counter())
+            self.transport.write(self.stream.take(base + i, 1))
+        self.stream.position = base + len(self._left_at)
+        deadline = perf_counter() + 10
+        while len(self.arrivals) < len(self._left_at):
+            if perf_counter() > deadline:
+                raise LoadError(f"{len(self._left_at):,} messages were sent, {len(self.arrivals):,} have arrived")
+            await asyncio.sleep(0.01)
+        return sorted(arrived - left for left, arrived in zip(self._left_at, self.arrivals, strict=True))
+
+    def arrived(self, data: bytes) -> None:
+        """Acknowledgements: of no interest here."""
+
+    def go_on(self) -> None:
+        """Hot: something has arrived."""
+        assert self.observer is not None
+        now = perf_counter()
+        new = self.observer.received - self._received - len(self.arrivals)
+        self.arrivals.extend([now] * new)
+
+
+def latency(target: Target, stream: Stream, seconds: float) -> list[float]:
+    """How long each of RATE messages a second takes, sorted. Raises LoadError."""
+
+    async def run() -> list[float]:
+        observer = Observer(target.head, stream.qos)
+        await connect(observer, target.port, "observer", None, None)
+        await observer.subscribe(target.topic_filter)
+        publisher = Paced(stream, observer)
+        await connect(publisher, target.port, "publisher", None, None)
+        observer.publisher = publisher
+        try:
+            with quiet_memory():
+                return await publisher.paced(RATE, seconds)
+        finally:
+            observer.publisher = None
+            publisher.close()
+            observer.close()
+
+    return uvloop.run(run())
+
+
+def watched(target: Target, stream: Stream, *, observers: int, window: int, seconds: float) -> tuple[float, float]:
+    """Reports a second that many observers all see, and the gateway's CPU seconds for each. Raises LoadError."""
+
+    async def run() -> tuple[float, float]:
+        together = Together(observers)
+        members = [Member(target.head, stream.qos, together) for _ in range(observers)]
+        publisher = Publisher(stream, together, window)
+        try:
+            for i, member in enumerate(members):
+                await connect(member, target.port, f"o{i}", None, None)
+                await member.subscribe(target.topic_filter)
+            await connect(publisher, target.port, "publisher", None, None)
+            together.publisher = publisher
+            await publisher.run(count=2 * window)
+            for member in members:
+                member.chunks.clear()
+            with quiet_memory():
+                cpu = usage(target.pid).cpu
+                sent, took = await publisher.run(seconds=seconds)
+                cpu = usage(target.pid).cpu - cpu
+            return sent / took, cpu / sent
+        finally:
+            together.publisher = None
+            for wire in (publisher, *members):
+                wire.close()
+
+    return uvloop.run(run())
+
+
+def throughput(arguments: Namespace, step: Steps, qos: int, found: Result) -> None:
+    """100 objects, one observer, pipelined; CPU; snapshots beside; latency at 1,000 a second."""
+    seconds, window = arguments.seconds, arguments.window
+    with places(qos, arguments.durability) as every:
+        stream = Stream(reports(100), qos)
+        rounds: dict[str, list[Round]] = {name: [] for name in every}
+        broker_cpu: dict[str, list[float]] = {name: [] for name in every}
+        versions: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in every}
+        for turn in range(arguments.rounds):
+            for name, (target, broker) in every.items():
+                step(f"QoS {qos}, round {turn + 1}: {name}")
+                known = versions[name] if name in (GATEWAY, OLD) else None
+                before = usage(broker).cpu
+                one = one_round(target, stream, seconds=seconds, window=window, versions=known)
+                broker_cpu[name].append((usage(broker).cpu - before) / one.messages)
+                rounds[name].append(one)
+                step.done()
+        bare = typical([one.rate for one in rounds[BARE]])
+        for name, several in rounds.items():
+            rate = typical([one.rate for one in several])
+            head_ = f"qos{qos}_{name}"
+            found[f"{head_}_per_second"] = rate
+            if name != BARE:
+                found[f"ratio_{head_}_to_mosquitto"] = rate / bare
+                found[f"{head_}_cpu_us"] = typical([one.broker_cpu for one in several]) * 1e6
+            found[f"{head_}_mosquitto_cpu_us"] = typical(broker_cpu[name]) * 1e6
+            found[f"{head_}_generator_cpu_us"] = typical([one.own_cpu for one in several]) * 1e6
+        found[f"ratio_qos{qos}_gateway_to_relay"] = (
+            found[f"qos{qos}_gateway_per_second"] / found[f"qos{qos}_relay_per_second"]
+        )
+        target = every[GATEWAY][0]
+        step(f"QoS {qos}: with an observer of snapshots")
+        both = snapshot_round(target, stream, seconds=seconds, window=window, versions=versions[GATEWAY])
+        found[f"qos{qos}_deltas_beside_snapshots_per_second"] = both.deltas
+        found[f"qos{qos}_snapshots_per_second"] = both.snapshots
+        step.done()
+        for name in (BARE, RELAY, GATEWAY):
+            step(f"QoS {qos}, {RATE} a second: {name}")
+            times = latency(every[name][0], stream, max(seconds, 3.0))
+            for share in (0.5, 0.99, 0.999):
+                found[f"qos{qos}_{name}_p{share * 100:g}_ms"] = percentile(times, share) * 1e3
+            step.done()
+        for key in ("_p50_ms", "_p99_ms"):
+            found[f"qos{qos}_added{key}"] = found[f"qos{qos}_gateway{key}"] - found[f"qos{qos}_mosquitto{key}"]
+        found[f"qos{qos}_gateway_rss_bytes"] = usage(target.pid).resident
+        found[f"qos{qos}_gateway_rss_peak_bytes"] = usage(target.pid).peak
+
+
+def growth(arguments: Namespace, step: Steps, found: Result) -> None:
+    """How cost grows with objects, observers and the payload's size, at QoS 0."""
+    seconds, window = arguments.seconds, arguments.window
+    with places(0, arguments.durability) as every:
+        target = every[GATEWAY][0]
+        few = 0.0
+        for count in (100, 1, 10_000):
+            step(f"{count:,} objects")
+            stream = Stream(reports(count, 64 if count < 10_000 else 8), 0)
+            rates = [
+                one_round(target, stream, seconds=seconds, window=window, first=count).rate
+                for _ in range(arguments.rounds)
+            ]
+            rate = typical(rates)
+            few = few or rate
+            found[f"objects_{count}_per_second"] = rate
+            if count != 100:
+                found[f"ratio_objects_{count}_to_100"] = rate / few
+            step.done()
+        stream = Stream(reports(100, salt=3), 0)
+        for observers in (10, 100):
+            step(f"{observers} observers")
+            rate, cpu = watched(target, stream, observers=observers, window=window, seconds=seconds)
+            found[f"observers_{observers}_per_second"] = rate
+            found[f"observers_{observers}_cpu_us"] = cpu * 1e6
+            step.done()
+        for size in (500, 5_000):
+            step(f"{size:,} bytes")
+            text = b'{"values":{"temperature":{"value":"%.7f' + b"x" * (size - 60) + b'"}}}'
+            stream = Stream([(topic, text % (i + 0.5)) for i, (topic, _) in enumerate(reports(100, 2, salt=4))], 0)
+            one = one_round(target, stream, seconds=seconds, window=window)
+            found[f"payload_{size}_per_second"] = one.rate
+            found[f"payload_{size}_cpu_us"] = one.broker_cpu * 1e6
+            step.done()
+
+
+def broker(arguments: Namespace) -> Result:
+    """The gateway beside a mosquitto, and what it costs there."""
+    found: Result = {
+        **surroundings(),
+        "mosquitto": mosquitto_version(),
+        "durability": arguments.durability,
+        "rounds": arguments.rounds,
+        "seconds_per_round": arguments.seconds,
+        "window": arguments.window,
+    }
+    with steps(2 * (4 * arguments.rounds + 4) + 7) as step:
+        for qos in (0, 1):
+            throughput(arguments, step, qos, found)
+        growth(arguments, step, found)
+    found["ratio_gateway_qos1_to_qos0"] = found["qos1_gateway_per_second"] / found["qos0_gateway_per_second"]
+    return found
