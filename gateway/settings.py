@@ -587,6 +587,10 @@ class LinkSettings(_Table):
         description="Characters that this broker gives a meaning of its own, percent-encoded in topics there: `. ` (dot and"
         " space) for NATS and RabbitMQ.",
     )
+    broker_config: Annotated[Path, BeforeValidator(_path), AfterValidator(_expanded)] = Field(
+        default=Path("/etc/mosquitto/mosquitto.conf"),
+        description="Settings of a mosquitto on this machine: what it would lose is logged as a warning at each start.",
+    )
     open: StrictBool = Field(
         default=False,
         description="Whether to serve although the broker lets clients without a name write what only the gateway may"
@@ -1345,6 +1349,13 @@ def warnings(settings: Settings) -> list[str]:
         found.append(
             f"broker.url: what goes to {outside.host} and comes from there, the gateway's password too, crosses the network"
             " unencrypted: use mqtts:// or wss://"
+        )
+    if outside is not None:
+        found += (
+            f"namespace[{i}].observe: who may read is up to the broker's own access rules, and those of config/mosquitto let"
+            " every client read every object"
+            for i, namespace in enumerate(settings.namespace)
+            if tuple(namespace.observe) != ("*",)
         )
     if outside is None and settings.link != LinkSettings():
         found.append("link: has no effect with the broker inside: set broker.url to a broker outside, or remove it")

@@ -19,6 +19,7 @@ from gateway.catalogue import CatalogueError
 from gateway.commands import config
 from gateway.commands.outcome import CommandError, Exit
 from gateway.credentials import CredentialsError
+from gateway.links import mosquitto
 from gateway.links.link import LinkError, TakenOverError
 from gateway.service import Service, build
 from gateway.settings import warnings
@@ -111,6 +112,10 @@ async def _serve(settings: Settings) -> None:
         waiting.cancel()
         await _stop(service)
         raise CommandError(Exit.NO_PLACE if isinstance(error, TakenOverError) else Exit.IO, str(error)) from error
+    outside = settings.broker.outside
+    if outside is not None and outside.local:
+        for warning in mosquitto.warnings(settings.link.broker_config, outside.port):
+            _log.warning("%s", warning)
     _tune_memory()
     objects = len(service.engine.objects)
     sys.stdout.write(

@@ -251,7 +251,7 @@ def growth(arguments: Namespace, step: Steps, found: Result) -> None:
             found[f"observers_{observers}_per_second"] = rate
             found[f"observers_{observers}_cpu_us"] = cpu * 1e6
             step.done()
-        for size in (500, 5_000):
+        for size in (500, 4_000):
             step(f"{size:,} bytes")
             text = b'{"values":{"temperature":{"value":"%.7f' + b"x" * (size - 60) + b'"}}}'
             stream = Stream([(topic, text % (i + 0.5)) for i, (topic, _) in enumerate(reports(100, 2, salt=4))], 0)
