@@ -414,6 +414,19 @@ def broker_subscriptions(
     broker.subscriptions(config, name, json=json)
 
 
+@_command(broker_app, "counters")
+def broker_counters(json: Json = False, config: ConfigFile = None) -> None:
+    """List what the gateway has counted since its start: messages, bytes, refusals, what it dropped, what it holds.
+
+    For example:
+      ctxt broker counters
+      ctxt broker counters --json | jq '.[] | select(.name == "ctxt_broker_dropped_total").samples'
+    """
+    from gateway.commands import broker
+
+    broker.counters(config, json=json)
+
+
 @_command(broker_app, "kick")
 def broker_kick(
     name: ClientName,

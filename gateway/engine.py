@@ -7,8 +7,8 @@ transaction and only then lets anything out (see service.py): nothing is visible
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ import orjson
 
 from gateway import messages
 from gateway.address import Address, AddressError, is_normal_topic, normal_prefix
+from gateway.counts import counter, counters, gauge
 from gateway.messages import PayloadError, rfc3339
 from gateway.objects import (
     DISCONNECTED,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from gateway.catalogue import Catalogue, Schema, TimedMembers
+    from gateway.counts import Family
     from gateway.rights import Rights
 
 CLOCK_SKEW = 60.0
@@ -143,11 +145,12 @@ class Effects:
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine has done since its start."""
+    """What the engine has done since its start. Each report has changed something, changed nothing, or is in `refused`, by code."""
 
     reports: int = 0
     requests: int = 0
-    refused: int = 0
+    refused: Counter[int] = field(default_factory=Counter)
+    requests_refused: Counter[int] = field(default_factory=Counter)
     suppressed: int = 0
     unchanged: int = 0
     late: int = 0
@@ -291,6 +294,36 @@ class Engine:
                 self._until_second = b',"modified":"' + rfc3339(second * 1000)[:-4].encode()
             self._modified = b'%b%03dZ"' % (self._until_second, rest)
         return millis
+
+    def families(self) -> Iterator[Family]:
+        """All that is counted here, and what is held now, in a fixed order."""
+        found = self.counters
+        refused = found.refused.total()
+        yield gauge("ctxt_objects", "Objects held now.", len(self.objects) - len(self._tombstones))
+        yield gauge("ctxt_tombstones", "Deleted objects whose URLs are still closed.", len(self._tombstones))
+        results = {
+            "changed": found.reports - found.unchanged - refused,
+            "unchanged": found.unchanged,
+            "refused": refused,
+        }
+        yield counters(
+            "ctxt_reports_total", "Reports, and what was refused like one before it was looked at.", "result", results
+        )
+        yield counters("ctxt_reports_refused_total", "Refused reports by code.", "code", _by_code(found.refused))
+        yield counter(
+            "ctxt_rejections_suppressed_total", "Refusals that their client was not told of singly.", found.suppressed
+        )
+        yield counter("ctxt_late_members_total", "Reported members older than what was held.", found.late)
+        yield counter("ctxt_requests_total", "Requests.", found.requests)
+        yield counters(
+            "ctxt_requests_refused_total", "Refused requests by code.", "code", _by_code(found.requests_refused)
+        )
+        yield counter("ctxt_objects_created_total", "Objects created.", found.created)
+        yield counter("ctxt_objects_deleted_total", "Objects deleted.", found.deleted)
+        yield counter("ctxt_status_changes_total", "Changes between live, stale and disconnected.", found.status)
+        yield counter(
+            "ctxt_value_view_left_out_total", "Values that did not fit into a value view.", found.view_left_out
+        )
 
     # ---- reports -------------------------------------------------------------------------------------------------------
 
@@ -666,7 +699,7 @@ class Engine:
 
     def _refuse(self, effects: Effects, client: str, state: _Client, refused: Refused, now: float) -> Refused:
         """Count a refusal and tell the client in its inbox, unless it has been told enough for now."""
-        self.counters.refused += 1
+        self.counters.refused[refused.code] += 1
         if not state.rejections.take(now):
             state.suppressed += 1
             self.counters.suppressed += 1
@@ -688,7 +721,8 @@ class Engine:
         return refused
 
     def refuse(self, effects: Effects, client: str, refused: Refused, now: float) -> Refused:
-        """Refuse a report before it is looked at (a retained one, a malformed topic)."""
+        """Refuse a message like a report before it is looked at (a retained one, presence that is none)."""
+        self.counters.reports += 1
         return self._refuse(effects, client, self._client(client, now), refused, now)
 
     # ---- redelivery across sessions ------------------------------------------------------------------------------------
@@ -878,25 +912,27 @@ class Engine:
         state = self._client(client, now)
 
         def reply(request_id: str, answer: Answer) -> Reply:
-            if answer.code >= 400:
-                self.counters.refused += 1
             text = messages.response(request_id, answer.code, answer.body, answer.description)
             return Reply(client, text, topic, correlation)
 
         try:
             value = messages.parse_json(payload, max_bytes=self.limits.payload_bytes, max_depth=self.limits.depth)
         except PayloadError as error:
+            self.counters.requests_refused[error.code] += 1
             if state.rejections.take(now):
                 effects.replies.append(reply("", Answer(error.code, description=error.text)))
             return
         request_id = value.get("id") if isinstance(value, dict) else None
         known_id = request_id if isinstance(request_id, str) and len(request_id) <= 128 else ""
         if not state.requests.take(now):
+            self.counters.requests_refused[429] += 1
             if state.rejections.take(now):
                 effects.replies.append(reply(known_id, Answer(429, description=self._too_fast("requests"))))
             return
         answer = self._answer(effects, client, value, now)
         if isinstance(answer, Answer):
+            if answer.code >= 400:
+                self.counters.requests_refused[answer.code] += 1
             effects.replies.append(reply(known_id, answer))
         else:
             effects.work.append(None if step is None else reply(known_id, step) for step in answer)
@@ -1113,6 +1149,10 @@ class Engine:
         ):
             return False
         return self.rights.may_observe(client, obj.topic)
+
+
+def _by_code(codes: Counter[int]) -> dict[str, float]:
+    return {str(code): count for code, count in sorted(codes.items())}
 
 
 def _neither(change: Any) -> str:

@@ -30,6 +30,9 @@ BELIEVED = 100
 STATISTICS = "$SYS/broker/"
 """Below it are the broker's own values."""
 
+RESERVED = ("$SYS", "$share", "$CONTROL")
+"""First levels that no rule opens: the broker's own, shared subscriptions, and what brokers are controlled by."""
+
 VERBS = frozenset({"report", "request", "inbox", "presence", "snapshot", "delta", "value", "gateway", "replica"})
 
 
@@ -172,7 +175,7 @@ class Rights:
                 return rest == client and client != ANONYMOUS
             if verb in VERBS:
                 return False
-        if topic.startswith("$"):
+        if _reserved(topic):
             return False
         return any(client in rule.write and matches(rule.bound(client), topic) for rule in self.rules)
 
@@ -189,7 +192,7 @@ class Rights:
                 return bool(rest)
             if verb in VERBS:
                 return False
-        if topic.startswith("$"):
+        if _reserved(topic):
             return topic.startswith(STATISTICS) and client in self.statistics
         return any(client in rule.read and matches(rule.bound(client), topic) for rule in self.rules)
 
@@ -247,3 +250,7 @@ class Rights:
         if not prefix:
             return topic
         return topic[len(prefix) :] if topic.startswith(prefix) else None
+
+
+def _reserved(topic: str) -> bool:
+    return topic.startswith("$") and topic.partition("/")[0] in RESERVED

@@ -20,6 +20,7 @@ from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
 from gateway.control import Control
+from gateway.counts import Histogram, counter, gauge
 from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
@@ -36,6 +37,7 @@ from gateway.wire.packets import Property, Publish, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from gateway.counts import Family
     from gateway.links.link import Link
     from gateway.objects import DataObject
     from gateway.sessions import Restored
@@ -92,6 +94,22 @@ class Door(NamedTuple):
     verb: str
     client: str
     topic: str
+
+
+class Counters:
+    """What the service has done since its start; times in seconds. `batches`: how many messages each brought at once."""
+
+    __slots__ = ("batches", "commit_seconds", "commits", "deltas", "nobody", "redelivered", "snapshots", "views")
+
+    def __init__(self) -> None:
+        self.batches = Histogram(1, 4, 16, 64, 256, 1_024, 4_096)
+        self.commit_seconds = 0.0
+        self.commits = 0
+        self.deltas = 0
+        self.nobody = 0
+        self.redelivered = 0
+        self.snapshots = 0
+        self.views = 0
 
 
 Pending = tuple[Publish, int, str | None]
@@ -177,8 +195,7 @@ class Service:
         self._checkpointing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed: asyncio.Future[None] | None = None
-        self.commits = 0
-        self.nobody = 0
+        self.counters = Counters()
 
     # ---- life ----------------------------------------------------------------------------------------------------------
 
@@ -188,7 +205,7 @@ class Service:
         self.failed = self._loop.create_future()
         await self._link.start(self)
         if self._control is not None:
-            await self._control.start()
+            await self._control.start(self.families)
         self._announce(self._clock())
         self._ticker = self._loop.call_later(TICK, self._tick)
 
@@ -231,6 +248,26 @@ class Service:
         """Everywhere that clients connect, once started."""
         return self._link.urls
 
+    def families(self) -> Iterator[Family]:
+        """All that link, engine and service count, in a fixed order."""
+        yield from self._link.families()
+        yield from self.engine.families()
+        found = self.counters
+        yield counter("ctxt_deltas_total", "Deltas sent out, each to whoever listens.", found.deltas)
+        yield counter(
+            "ctxt_snapshots_total", "Snapshots sent out because of a change, where somebody listened.", found.snapshots
+        )
+        yield counter("ctxt_value_views_total", "Value views sent out because of a change, likewise.", found.views)
+        yield counter(
+            "ctxt_redelivered_total", "Messages that came again and were not applied again.", found.redelivered
+        )
+        yield counter("ctxt_nameless_total", "Messages under a name that no client can have, ignored.", found.nobody)
+        yield counter("ctxt_commits_total", "Transactions stored.", found.commits)
+        yield counter("ctxt_commit_seconds_total", "Seconds that these took.", found.commit_seconds)
+        yield found.batches.family("ctxt_batch_messages", "Reports, requests and presence taken in at once.")
+        yield gauge("ctxt_waiting_bytes", "Bytes waiting for a commit in flight.", self._waiting_bytes)
+        yield gauge("ctxt_redelivery_rings", "Sessions whose last packet ids are remembered.", len(self._rings))
+
     def _has_failed(self) -> bool:
         return self.failed is not None and self.failed.done()
 
@@ -270,6 +307,7 @@ class Service:
         doors = self._doors
         rings = self._rings
         report = self.engine.report
+        self.counters.batches.add(len(batch))
         for publish in batch:
             topic = publish.topic
             door = doors.get(topic) or self._door(topic)
@@ -282,6 +320,7 @@ class Service:
                 if publish.dup:
                     known = ring.find(publish.packet_id, mark)
                     if known is not None:
+                        self.counters.redelivered += 1
                         answers.append((publish, known, None))
                         continue
             if verb == "report" and not publish.retain and publish.properties is None:
@@ -334,7 +373,7 @@ class Service:
         engine = self.engine
         verb, client, about = door
         if verb == NOBODY:
-            self.nobody += 1
+            self.counters.nobody += 1
             return Refused(403, "", "there can be no client of this name")
         if verb == "presence":
             return self._presence(effects, client, publish.payload, now)
@@ -348,6 +387,7 @@ class Service:
             return None
         key = _dedup_id(publish)
         if key is not None and engine.remembered(client, key, now) is not None:
+            self.counters.redelivered += 1
             return None
         refused = engine.report(effects, client, about, publish.payload, now)
         # What was refused has changed nothing: it may come again when there is room, or time, or a parent.
@@ -489,7 +529,6 @@ class Service:
         batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings, self._dropped, changes)
         self._dropped = []
         self._committed = True
-        self.commits += 1
         if not self._off_loop:
             started = time.perf_counter()
             try:
@@ -497,7 +536,7 @@ class Service:
             except StoreError as error:
                 self._fail(error)
                 return
-            if time.perf_counter() - started > SLOW_COMMIT:
+            if self._took(started) > SLOW_COMMIT:
                 self._off_loop = True
                 self._quick_commits = 0
             self._emit(effects, answers, saved=changes is not None)
@@ -509,6 +548,13 @@ class Service:
         saved = changes is not None
         future.add_done_callback(lambda done: self._stored(done, effects, answers, started, saved))
 
+    def _took(self, started: float) -> float:
+        """A commit has returned: count it; the seconds since it began."""
+        took = time.perf_counter() - started
+        self.counters.commits += 1
+        self.counters.commit_seconds += took
+        return took
+
     def _stored(
         self, done: asyncio.Future[None], effects: Effects, answers: list[Pending], started: float, saved: bool
     ) -> None:
@@ -517,8 +563,9 @@ class Service:
         if error is not None:
             self._fail(error)
             return
+        took = self._took(started)
         if self._store.durability == "process":
-            self._quick_commits = self._quick_commits + 1 if time.perf_counter() - started < SLOW_COMMIT else 0
+            self._quick_commits = self._quick_commits + 1 if took < SLOW_COMMIT else 0
             if self._quick_commits >= 100:
                 self._off_loop = False
         self._emit(effects, answers, saved=saved)
@@ -578,6 +625,7 @@ class Service:
             link.acknowledge(publish, reason, text)
         if effects.deltas:
             self.counter += 1
+            self.counters.deltas += len(effects.deltas)
         if effects.work:
             self._work.extend(effects.work)
             self._search()
@@ -615,10 +663,12 @@ class Service:
             route = link.route(self._snapshots + obj.topic, retain=True)
             if route.wanted:
                 link.send(route, messages.snapshot(obj, self.epoch), qos)
+                self.counters.snapshots += 1
         if namespace is not None and namespace.value_view and link.wants(self._values):
             route = link.route(self._values + obj.topic, retain=True)
             if route.wanted:
                 link.send(route, b"" if obj.deleted else self._view(obj), qos)
+                self.counters.views += 1
 
     def _view(self, obj: DataObject) -> bytes:
         payload, left_out = messages.value_view(obj)
@@ -881,9 +931,9 @@ def build(settings: Settings) -> Service:
     store = Store(settings.state_dir, durability=settings.durability)
     try:
         link: Link
-        control = None
         if settings.broker.outside is not None:
             link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
+            control = Control(settings.state_dir)
         else:
             link = local = LocalLink(
                 entrances(settings),

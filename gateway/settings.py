@@ -37,7 +37,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from gateway.address import AddressError, Pattern
 from gateway.errors import CtxtError
-from gateway.rights import ANONYMOUS, VERBS
+from gateway.rights import ANONYMOUS, RESERVED, VERBS
 from gateway.topics import overlaps, valid_filter
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def _topic_filter(value: str) -> str:
         raise ValueError("is not an MQTT topic filter: + and # stand alone in their level, # comes last")
     if "{" in value.replace("{client}", "") or "}" in value.replace("{client}", ""):
         raise ValueError("has braces of another kind than {client}")
-    if value[0] == "$":
-        raise ValueError("must not begin with $: such topics are the broker's own")
+    if value.partition("/")[0] in RESERVED:
+        raise ValueError(f"must not begin with {', '.join(RESERVED)}: such topics are the broker's own")
     return value
 
 
@@ -695,7 +695,11 @@ class TopicSettings(_Table):
     topic_filter: Annotated[str, AfterValidator(_topic_filter)] = Field(
         alias="filter",
         description="MQTT topic filter, whole: `topic_prefix` is not put before it; `{client}` is the name of the client that asks. It must not"
-        " overlap the gateway's own topics (" + ", ".join(f"{verb}/" for verb in sorted(VERBS)) + ").",
+        " overlap the gateway's own topics ("
+        + ", ".join(f"{verb}/" for verb in sorted(VERBS))
+        + ") or begin with "
+        + ", ".join(RESERVED)
+        + "; other topics that begin with $ are matched only by filters that do.",
         examples=["homeassistant/#"],
     )
     write: Entries = Field(

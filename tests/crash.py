@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from gateway.client.replica import Replica
 from gateway.errors import CtxtError
-from gateway.objects import topic_of
+from gateway.objects import topic_of, url_of
 from gateway.wire.codec import Decoder, encode
 from gateway.wire.packets import (
     Connack,
@@ -56,7 +56,7 @@ AT_ONCE = 4
 """Objects that one reporter reports on at a time."""
 
 PAUSE = 0.01
-"""Seconds between two bursts of one reporter, on average."""
+"""Seconds between two bursts of one reporter, on average, where it is not told otherwise."""
 
 SETTLE = 60.0
 """Seconds that everything may take to come to rest at the end."""
@@ -193,9 +193,13 @@ class Reporter(Talker):
     With `ids` each connection is a new session, and what goes again carries the MQTT 5 user property `id` of the first time instead.
     """
 
-    def __init__(self, name: str, port: int, log: Log, seed: int, *, level: int = 5, ids: bool = False) -> None:
+    def __init__(
+        self, name: str, port: int, log: Log, seed: int, *, level: int = 5, ids: bool = False, pause: float = PAUSE
+    ) -> None:
+        """`pause`: seconds between two bursts, on average."""
         super().__init__(name, port, level=level, clean=ids)
         self._log = log
+        self._pause = pause
         self._random = random.Random(seed)
         self._ids = ids
         self._waiting: dict[int, Report] = {}
@@ -255,7 +259,7 @@ class Reporter(Talker):
                 for _ in range(min(self._random.randint(1, WINDOW), WINDOW - len(self._waiting))):
                     self._out(self._next_id(), self._next(), dup=False)
                 self.burst.set()
-            await asyncio.sleep(self._random.expovariate(1 / PAUSE))
+            await asyncio.sleep(self._random.expovariate(1 / self._pause))
 
     def _next(self) -> Report:
         self._number += 1
@@ -283,11 +287,17 @@ class Reporter(Talker):
 
 
 class Watcher(Talker):
-    """An Observer by the rule, across all connections; everything that comes and everything it holds is written down."""
+    """An Observer by the rule, across all connections; everything that comes and everything it holds is written down.
 
-    def __init__(self, name: str, port: int, log: Log, seed: int, *, qos: int = 1, clean: bool = False) -> None:
+    It looks at everything, or only at what is below `under`, the topic of an object.
+    """
+
+    def __init__(
+        self, name: str, port: int, log: Log, seed: int, *, qos: int = 1, clean: bool = False, under: str = ""
+    ) -> None:
         super().__init__(name, port, clean=clean)
         self._log = log
+        self._under = under
         self._qos = qos
         self._packet_id = 0
         self._requests = 0
@@ -301,7 +311,8 @@ class Watcher(Talker):
         self.send(Subscribe(self._packet_id, [Subscription(each, self._qos) for each in filters]))
 
     def connected(self) -> None:
-        self._subscribe("snapshot/#", "delta/#", "gateway/+", f"inbox/{self.name}")
+        below = f"{self._under}/#" if self._under else "#"
+        self._subscribe(f"snapshot/{below}", f"delta/{below}", "gateway/+", f"inbox/{self.name}")
 
     def lost(self) -> None:
         self.subscribed.clear()
@@ -379,12 +390,12 @@ class Watcher(Talker):
     async def everything(self) -> list[dict[str, Any]]:
         """A whole `discover` of what this observer may see, page by page."""
         pages: list[dict[str, Any]] = []
-        body: dict[str, Any] = {}
+        body: dict[str, Any] = {"prefix": url_of(self._under)} if self._under else {}
         while True:
             pages.append(await self.ask("discover", body))
             if "next" not in pages[-1]:
                 return pages
-            body = {"after": pages[-1]["next"]}
+            body["after"] = pages[-1]["next"]
 
     async def read(self, urls: list[str]) -> list[dict[str, Any]]:
         """The snapshots of so many objects."""

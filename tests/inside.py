@@ -206,6 +206,8 @@ class Client:
     def close(self) -> None:
         self.paho.disconnect()
         self.paho.loop_stop()
+        # Its own pair of sockets is else closed whenever the interpreter comes to it, and complained about.
+        self.paho._reset_sockets(sockpair_only=True)
 
     def drop(self) -> None:
         """Cut the connection without a DISCONNECT."""
@@ -213,6 +215,7 @@ class Client:
         sock = self.paho.socket()
         if sock is not None:
             sock.close()
+        self.paho._reset_sockets(sockpair_only=True)
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ def test_in_the_pause_nothing_is_hashed_and_the_client_is_told(tmp_path: Path) -
                 refused = await connack(port, "alice", PASSWORD, level)
                 assert refused.reason == (0x9F if level == 5 else 0x88)  # 3.1.1: return code 3, server unavailable
             assert credentials.hashed == 3
-            assert link.broker.counters.connects_throttled == 2
+            assert link.broker.counters.connects_refused[0x9F] == 2
             (text,) = [v for v in ((await connack(port, "alice", "x")).properties or {}).values() if isinstance(v, str)]
             assert text == "too many wrong passwords: put the password right and try again in 1 s"
             clock.now += 1

@@ -19,18 +19,19 @@ PURE = {
     "gateway.objects": {"topics", "catalogue", "rights"},
     "gateway.rights": {"address", "objects", "topics"},
     "gateway.messages": {"errors", "objects", "patch"},
-    "gateway.engine": {"address", "messages", "objects", "patch", "rights", "catalogue"},
+    "gateway.counts": set(),
+    "gateway.engine": {"address", "counts", "messages", "objects", "patch", "rights", "catalogue"},
     "gateway.client.replica": {"address", "messages", "objects", "patch", "errors", "topics"},
 }
 """A pure room, and the rooms it may know (types count)."""
 
 MAY_KNOW = {
     "wire": {"errors", "topics", "wire"},
-    "broker": {"errors", "topics", "wire", "broker", "sessions"},
-    "links": {"errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics", "sessions"},
+    "broker": {"errors", "topics", "wire", "broker", "counts", "sessions"},
+    "links": {"counts", "errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics", "sessions"},
     "acl": {"rights", "errors"},
     "store": {"errors", "objects", "redelivery", "catalogue", "sessions"},
-    "control": {"broker", "errors", "wire"},
+    "control": {"broker", "counts", "errors", "wire"},
     "credentials": {"errors", "address"},
     "settings": {"errors", "address", "topics", "data", "rights"},
     "catalogue": {"errors", "data"},

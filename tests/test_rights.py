@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from gateway.objects import DataObject, Objects
-from gateway.rights import ANONYMOUS, Clients, Rights, TopicRule, namespace
+from gateway.rights import ANONYMOUS, RESERVED, Clients, Rights, TopicRule, namespace
 from gateway.topics import matches, overlaps
 from tests.world import CATALOGUE, EVERYONE, NOBODY, only, own
 
@@ -152,6 +152,26 @@ def test_topic_rules_open_other_topics_and_bind_the_client() -> None:
     assert not mine.may("plug", "publish", "zigbee2mqtt/other/set")
     assert mine.may("dash", "receive", "zigbee2mqtt/dash/x")
     assert not mine.may("plug", "receive", "zigbee2mqtt/plug/x")
+
+
+def test_topics_that_begin_with_a_dollar_sign_are_opened_by_rules_that_say_so() -> None:
+    closed = rights(rules=(TopicRule("#", EVERYONE, EVERYONE), TopicRule("+/things/#", EVERYONE, EVERYONE)))
+    mine = rights(rules=(TopicRule("$aws/things/{client}/#", EVERYONE, only("dash")),))
+    topic = "$aws/things/plug/shadow/update"
+    assert not closed.may("plug", "publish", topic)
+    assert not closed.may("dash", "receive", topic)
+    assert mine.may("plug", "publish", topic)
+    assert not mine.may("other", "publish", topic)
+    assert mine.may("dash", "receive", "$aws/things/dash/x")
+    assert not mine.may("plug", "receive", topic)
+    assert mine.may("dash", "subscribe", "$share/g/$aws/things/+/x")
+    assert not mine.may("plug", "subscribe", "$aws/#")
+    assert rights(rules=(TopicRule("$aws/#", EVERYONE, EVERYONE),)).may("plug", "subscribe", "$aws/+/x")
+    reserved = rights(rules=tuple(TopicRule(f"{head}/#", EVERYONE, EVERYONE) for head in RESERVED))
+    for head in RESERVED:
+        for name in (head, f"{head}/x"):
+            assert not reserved.may("plug", "publish", name)
+            assert not reserved.may("plug", "receive", name)
 
 
 def test_the_first_namespace_that_matches_decides() -> None:

@@ -183,6 +183,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # how it ended changes nothing
         if self.task is not None:
             self.task.cancel()
+        if not self.ended and self.session is not None:
+            self.broker.counters.lost += 1
         self.ended = True
         self.out.clear()
         self.broker.detach(self, clean=False)
@@ -208,15 +210,16 @@ class Connection(asyncio.Protocol):
         incoming = session.incoming
         most = broker.limits.receive_maximum
         batch = broker.batch
-        publishes = 0
+        received, received_bytes = broker.counters.received, broker.counters.payload_in
         for packet in packets:
             kind = type(packet)
             if kind is Publish:
-                publishes += 1
                 door = doors.get(packet.topic)  # type: ignore[union-attr] # here and below: `kind` says which it is
                 if door is None:
                     door = self._door(session, packet.topic)  # type: ignore[union-attr]
                 qos = packet.qos  # type: ignore[union-attr]
+                received[qos] += 1
+                received_bytes[qos] += len(packet.payload)  # type: ignore[union-attr]
                 if door != OWNED or qos == 2 or len(incoming) >= most:
                     self._publish(session, packet, door)  # type: ignore[arg-type]
                     if self.ended:
@@ -235,7 +238,6 @@ class Connection(asyncio.Protocol):
                 if session.doors_rights != house.generation:
                     doors.clear()
                     session.doors_rights = house.generation
-        broker.counters.publishes_in += publishes
         if batch:
             broker.schedule()
         if session.queue or session.feeds:
@@ -366,6 +368,7 @@ class Connection(asyncio.Protocol):
                 self.end(Reason.PROTOCOL_ERROR)
                 return
             session.expiry = float(min(expiry, self.broker.limits.session_expiry))
+        self.broker.counters.left += 1
         self.ended = True
         self.broker.detach(self, clean=packet.reason == Reason.SUCCESS)
         self._close()
@@ -409,7 +412,7 @@ class Connection(asyncio.Protocol):
         """CONNACK with a refusal, and close [MQTT-3.2.2-7]."""
         if self.ended:
             return
-        self.broker.counters.connects_refused += 1
+        self.broker.counters.connects_refused[reason] += 1
         properties: Any = {Property.REASON_STRING: text} if text and level >= 5 else None
         self.put(encode(Connack(reason=reason, properties=properties), level))
         self.ended = True
@@ -430,6 +433,8 @@ class Connection(asyncio.Protocol):
         if self.ended:
             return
         session = self.session
+        counters = self.broker.counters
+        (counters.connects_refused if session is None else counters.disconnects)[reason] += 1
         if session is not None and session.level >= 5:
             properties: Any = {Property.REASON_STRING: text} if text else None
             packet = encode(Disconnect(reason, properties), 5)

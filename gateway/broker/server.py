@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
+from gateway.broker.counters import Counters
 from gateway.broker.house import Refusal
 from gateway.broker.journal import FORWARD, Journal, Record
 from gateway.broker.listeners import Listener, Opened, address_group, open_listener
@@ -60,61 +61,6 @@ LEFT_BEHIND = (
     Property.WILL_DELAY_INTERVAL,
 )
 """Properties of an incoming PUBLISH or will that are not simply passed on."""
-
-
-class Counters:
-    """What has happened since the start; `connections` is how many there are now."""
-
-    __slots__ = (
-        "bytes_in",
-        "bytes_out",
-        "connections",
-        "connects",
-        "connects_refused",
-        "connects_throttled",
-        "denied_publish",
-        "denied_receive",
-        "denied_subscribe",
-        "dropped_qos0",
-        "dropped_queue",
-        "dropped_too_large",
-        "expired",
-        "keep_alive_timeouts",
-        "malformed",
-        "publishes_in",
-        "publishes_out",
-        "refused_per_address",
-        "takeovers",
-        "tls_failures",
-        "wills",
-    )
-
-    def __init__(self) -> None:
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.connections = 0
-        self.connects = 0
-        self.connects_refused = 0
-        self.connects_throttled = 0
-        self.denied_publish = 0
-        self.denied_receive = 0
-        self.denied_subscribe = 0
-        self.dropped_qos0 = 0
-        self.dropped_queue = 0
-        self.dropped_too_large = 0
-        self.expired = 0
-        self.keep_alive_timeouts = 0
-        self.malformed = 0
-        self.publishes_in = 0
-        self.publishes_out = 0
-        self.refused_per_address = 0
-        self.takeovers = 0
-        self.tls_failures = 0
-        self.wills = 0
-
-    def values(self) -> dict[str, int]:
-        """All of them by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Broker:
@@ -211,10 +157,9 @@ class Broker:
         """Count a new socket for an address, or refuse it because there are too many. "" is a Unix socket."""
         count = self._addresses.get(address, 0)
         if self._stopping or self._sockets >= self.limits.connections:
-            self.counters.connects_refused += 1
+            self.counters.refused_connections += 1
             return False
         if address and count >= self.limits.connections_per_address:
-            self.counters.connects_refused += 1
             self.counters.refused_per_address += 1
             return False
         self._addresses[address] = count + 1
@@ -402,7 +347,9 @@ class Broker:
             members = group.members
             for session in members:
                 session.deliver(message)
-            self.counters.publishes_out += len(members)
+            count = len(members)
+            self.counters.sent[granted] += count
+            self.counters.payload_out[granted] += count * len(payload)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int, retain: bool = False, properties: Properties | None = None
@@ -420,6 +367,7 @@ class Broker:
             passed_on, expires = self._passed_on(properties)
             kept = Kept(publish.payload, publish.qos, passed_on, expires)
             if not self.retained.keep(publish.topic, kept):
+                self.counters.refused_retained += 1
                 return False
         route = self.subscriptions.route(publish.topic, publish.retain, self._renew)
         self._spread(route, publish.payload, publish.qos, properties, publish.origin)
@@ -460,6 +408,7 @@ class Broker:
                 group.share,
                 lasting,
             )
+            before = reached
             for session in group.members:
                 if group.no_local and session is origin:
                     continue
@@ -467,7 +416,8 @@ class Broker:
                 reached += 1
                 if lasting and granted and journal is not None:
                     journal.add(session, message)
-        self.counters.publishes_out += reached
+            self.counters.sent[granted] += reached - before
+            self.counters.payload_out[granted] += (reached - before) * len(payload)
         return reached
 
     # ---- shared subscriptions ------------------------------------------------------------------------------------------
@@ -618,7 +568,6 @@ class Broker:
                 connection.reject(Reason.BAD_USER_NAME_OR_PASSWORD, level)
                 return
             if isinstance(client, Refusal):
-                self.counters.connects_throttled += client.reason == Reason.CONNECTION_RATE_EXCEEDED
                 connection.reject(client.reason, level, client.text)
                 return
             self._enter(connection, connect, client)
@@ -664,6 +613,7 @@ class Broker:
         over = session is not None and self._absent.get(session, self.clock()) < self.clock()
         if session is not None and (connect.clean_start or session.level != level or over):
             # Its time may be over before a sweep has seen it. Queued packets are written in one protocol level: a client that comes back with the other one begins anew.
+            self.counters.sessions_expired += over
             self._forget(session)
             session = None
         present = session is not None
@@ -821,9 +771,13 @@ class Broker:
         if self._kept.get(client, 0) >= self.limits.connections_per_client:
             own = next((session for session in self._absent if session.client == client), None)
             if own is not None:
-                self._forget(own)
+                self._displace(own)
         while len(self.sessions) >= self.limits.sessions and self._absent:
-            self._forget(next(iter(self._absent)))
+            self._displace(next(iter(self._absent)))
+
+    def _displace(self, session: Session) -> None:
+        self.counters.sessions_displaced += 1
+        self._forget(session)
 
     def detach(self, connection: Connection, *, clean: bool, replaced: bool = False) -> None:
         """A connection has ended: its session goes on alone, or ends with it. Does nothing the second time."""
@@ -877,7 +831,7 @@ class Broker:
         """
         publish = Publish(will.topic, will.payload, will.qos, will.retain, properties=will.properties, origin=session)
         if not self.house.may_publish(session.client, publish.topic):
-            self.counters.denied_publish += 1
+            self.counters.wills_denied += 1
             return
         self.counters.wills += 1
         if self.house.owns(publish.topic):
@@ -1033,12 +987,11 @@ class Broker:
             elif connection.patient:
                 connection.heard_at = now
             else:
-                if connection.session is not None:
-                    self.counters.keep_alive_timeouts += 1
                 connection.end(Reason.KEEP_ALIVE_TIMEOUT)
 
     def sweep(self, now: float) -> None:
         """Forget absent sessions and retained messages whose time is over."""
         for session in [session for session, until in self._absent.items() if until <= now]:
+            self.counters.sessions_expired += 1
             self._forget(session)
         self.retained.expire(now)

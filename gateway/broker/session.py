@@ -222,8 +222,8 @@ class Session:
         if connection is None and (self.dead or not message.qos):
             return
         if connection is not None and connection.doomed:
-            if message.share is not None:
-                self.broker.pass_on(self, message)
+            if message.share is None or not self.broker.pass_on(self, message):
+                counters.dropped_queue += 1
             return
         if self._full(message.size):
             if not message.qos:
@@ -239,6 +239,7 @@ class Session:
         if self.queue is None:
             self.queue = deque()
         self.queue.append(message)
+        counters.queued += 1
         self.queued += message.size
         self.broker.queued += message.size
         self.queued_qos0 += not message.qos
@@ -428,8 +429,9 @@ class Session:
             if not payload or not house.may_receive(self.client, topic):
                 continue
             identifiers = identifier_properties([entry.identifier] if entry.identifier else [])
-            broker.counters.publishes_out += 1
             qos = min(qos, entry.qos)
+            broker.counters.sent[qos] += 1
+            broker.counters.payload_out[qos] += len(payload)
             message = make(
                 topic, topic.encode(), payload, self.level, qos, True, identifiers, properties, expires, broker
             )

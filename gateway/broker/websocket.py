@@ -123,6 +123,8 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket has closed, whoever did it."""
+        if self._connection is None and not self._closed:
+            self._broker.counters.websocket_failures += 1
         self._closed = True
         self._over()
         if self._connection is not None:
@@ -201,7 +203,7 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
 
     def _reject(self, status: HTTPStatus, sentence: str) -> None:
         """Say why in HTTP, and close."""
-        self._broker.counters.connects_refused += 1
+        self._broker.counters.websocket_failures += 1
         body = f"{sentence}\n".encode()
         version = "Sec-WebSocket-Version: 13\r\n" if status == HTTPStatus.UPGRADE_REQUIRED else ""
         head = (

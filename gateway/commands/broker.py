@@ -77,6 +77,24 @@ def subscriptions(given: Path | None, name: str | None, *, json: bool) -> None:
     show_table(made)
 
 
+def counters(given: Path | None, *, json: bool) -> None:
+    """List all that is counted since the start, and what there is now."""
+    found = _ask(given, {"do": "counters"})
+    if json:
+        write_json(found)
+        return
+    made = table("NAME", "", "VALUE", right=("VALUE",))
+    for one in found:
+        samples = one["samples"] if "label" in one else {"": one["value"]}
+        for value, number in samples.items():
+            made.add_row(
+                one["name"], f"{one['label']}={value}" if value else "", f"{number:,.{3 * (number % 1 != 0)}f}"
+            )
+        if "sum" in one:
+            made.add_row(one["name"], "sum", f"{one['sum']:,}")
+    show_table(made)
+
+
 def kick(given: Path | None, name: str, client_id: str | None, *, json: bool) -> None:
     """Disconnect a client. Raises CommandError (3) where it is not connected."""
     request = {"do": "kick", "client": name} | ({"client_id": client_id} if client_id is not None else {})

@@ -99,7 +99,7 @@ async def _show(folder: Path, port: int, duration: float | None) -> None:
             if task.done() and not task.cancelled():
                 task.exception()
     reports = sum(life.reports for life in lives)
-    write_note(f"{reports:,} reports, {service.commits:,} transactions; the demo's folder is removed")
+    write_note(f"{reports:,} reports, {service.counters.commits:,} transactions; the demo's folder is removed")
 
 
 def _ignore(_said: object) -> None:
@@ -169,10 +169,10 @@ async def _draw(follower: Follower, service: Service) -> None:
     with Live(console=out, auto_refresh=False, vertical_overflow="ellipsis") as live:
         try:
             while True:
-                live.update(picture(follower, touched, out.width, service.commits), refresh=True)
+                live.update(picture(follower, touched, out.width, service.counters.commits), refresh=True)
                 await asyncio.sleep(1 / FRAMES)
         finally:
-            live.update(picture(follower, {}, out.width, service.commits), refresh=True)
+            live.update(picture(follower, {}, out.width, service.counters.commits), refresh=True)
 
 
 def picture(follower: Follower, touched: Mapping[str, float], width: int, commits: int) -> Group:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from gateway.broker.journal import Journal
+    from gateway.counts import Family
     from gateway.sessions import Restored
     from gateway.wire.packets import Properties, Publish
 
@@ -118,6 +119,9 @@ class Link(Protocol):
 
     def session(self, publish: Publish) -> tuple[str, str]:
         """Whose packet identifiers those of this PUBLISH are: (client, session)."""
+
+    def families(self) -> Iterator[Family]:
+        """What is counted on the way to the broker, or in the broker inside."""
 
     def pause(self) -> None:
         """Stop reading: the service has enough to do."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.broker import counters
 from gateway.broker.house import Refusal
 from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.acl.embedded import EmbeddedAcl
     from gateway.broker.house import Limits, Peer
     from gateway.broker.session import Session
+    from gateway.counts import Family
     from gateway.credentials import Credentials
     from gateway.links.link import Receiver
     from gateway.wire.packets import Publish
@@ -142,6 +144,10 @@ class LocalLink:
             self._poll.cancel()
         await self.broker.stop()
         self._hashing.shutdown(wait=False)
+
+    def families(self) -> Iterator[Family]:
+        """What the broker inside counts."""
+        return counters.families(self.broker)
 
     def session(self, publish: Publish) -> tuple[str, str]:
         """(client, client id): whose packet identifiers these are."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import orjson
 
+from gateway.counts import counter, counters, gauge
 from gateway.links.dial import DialError, dial
 from gateway.links.link import LinkError, TakenOverError
 from gateway.wire.codec import Decoder, encode, encode_properties, encode_puback, encode_publish
@@ -44,10 +45,11 @@ from gateway.wire.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from gateway.broker.journal import Journal
+    from gateway.counts import Family
     from gateway.links.dial import Way
     from gateway.links.link import Receiver
     from gateway.wire.packets import Packet, Properties
@@ -442,6 +444,28 @@ class RemoteLink:
         """Whether more may be sent than reports ask for."""
         wire = self._wire
         return self._ready and wire is not None and not wire.choked and len(self._queue) < QUEUE_MESSAGES // 4
+
+    def families(self) -> Iterator[Family]:
+        """What passes between the gateway and the broker outside."""
+        found = self.counters
+        yield gauge("ctxt_link_up", "Whether the broker outside is there: 1 or 0.", int(self._ready))
+        yield counter("ctxt_link_connections_total", "Connections to the broker outside.", found.connections)
+        yield counter("ctxt_link_received_total", "Reports, requests and presence received.", found.received)
+        yield counter("ctxt_link_sent_total", "Messages sent.", found.sent)
+        yield counter("ctxt_link_resent_total", "Messages sent again after a reconnect.", found.resent)
+        yield counter("ctxt_link_refused_total", "Messages that the broker refused.", found.refused)
+        yield counter(
+            "ctxt_link_retained_reports_total", "Retained reports and requests, not applied.", found.retained_reports
+        )
+        dropped = {"away": found.dropped_away, "qos0": found.dropped_qos0, "too_large": found.dropped_too_large}
+        yield counters(
+            "ctxt_link_dropped_total",
+            "Messages dropped: to a broker that was away, QoS 0 from one that sent too many, too large for it.",
+            "why",
+            dropped,
+        )
+        yield gauge("ctxt_link_inflight", "Messages sent and not acknowledged.", len(self._inflight))
+        yield gauge("ctxt_link_queued", "Messages that wait for the broker.", len(self._queue))
 
     def saved(self) -> None:
         """Nothing of this link's is in the store."""

@@ -362,7 +362,7 @@ def test_keep_alive_holds_whatever_frames_come() -> None:
                     await asyncio.sleep(0.1)
 
             pinging = asyncio.get_running_loop().create_task(pings())
-            await until(lambda: broker.counters.keep_alive_timeouts == 1, "frames are not packets")
+            await until(lambda: broker.counters.disconnects[Reason.KEEP_ALIVE_TIMEOUT] == 1, "frames are not packets")
             pinging.cancel()
             client.writer.close()
 

@@ -111,7 +111,7 @@ def test_a_will_that_waits_is_judged_when_it_goes() -> None:
             house.generation += 1
             broker.look(broker.clock() + 31)
             assert await bob.silent()
-            assert broker.counters.denied_publish == 1
+            assert broker.counters.wills_denied == 1
 
     run(go)
 
