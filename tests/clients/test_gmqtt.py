@@ -38,7 +38,6 @@ class Client:
         self._news = asyncio.Event()
         self._client = gmqtt.Client(client_id or None, clean_session=clean, will_message=will, **properties)
         self._client.set_auth_credentials(name, PASSWORD)
-        self._client.set_config({"reconnect_retries": 0})
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
         self._client.on_subscribe = self._on_subscribe
@@ -78,7 +77,8 @@ class Client:
         return [payload for heard, payload, *_ in self.heard if heard == topic]
 
     async def cut(self) -> None:
-        """Close the socket without a DISCONNECT."""
+        """Close the socket without a DISCONNECT, and stay away."""
+        self._client._is_active = False
         await self._client._connection.close()
 
     async def end(self) -> None:
@@ -145,6 +145,7 @@ def test_a_wrong_password_is_refused(tmp_path: Path, version: int) -> None:
         client = Client("stranger")
         with pytest.raises(gmqtt.mqtt.handler.MQTTConnectError):
             await client.connect(port, version)
+        await client.cut()
 
     run(tmp_path, scene)
 
