@@ -152,10 +152,12 @@ class Service:
         self._ring_length = ring_length
         self._again: deque[DataObject] = deque()
         self._strays: deque[str] = deque()
+        self._successor = False
         loaded = store.load(catalogue, ring_length)
         objects = Objects(loaded.objects)
         rights.objects = objects
         self._number = number
+        self._last_epoch = store.last_epoch()
         self.epoch = store.claim_epoch(number)
         self.engine = Engine(
             catalogue,
@@ -438,8 +440,9 @@ class Service:
 
     # ---- a broker outside ----------------------------------------------------------------------------------------------
 
-    def begin(self, seen: int) -> int:
+    def begin(self, seen: int, own: int) -> int:
         """Claim a higher epoch where the broker still shows this one or a later one: the state folder was wiped, or set back."""
+        self._successor = own == self._last_epoch
         if seen >= self.epoch:
             if seen >> 8 > self._clock() + FAR_AHEAD:
                 _log.error(
@@ -461,9 +464,17 @@ class Service:
             obj for obj in self.engine.objects if lost or (obj.namespace is not None and not obj.namespace.qos)
         )
         self._strays = deque(topic for topic in strays if self._is_stray(topic))
-        if self._strays:
+        if self._strays and not self._successor:
+            # Another gateway of this name may be alive, and these may be its objects.
             _log.warning(
-                "the broker keeps %d messages of objects that this gateway does not hold: they are cleared",
+                "the broker keeps %d messages of objects that this gateway does not hold, and was last served by another run "
+                "than this state folder knows: they are left alone until the next start",
+                len(self._strays),
+            )
+            self._strays.clear()
+        elif self._strays:
+            _log.warning(
+                "the broker keeps %d messages of objects that this gateway does not hold any more: they are cleared",
                 len(self._strays),
             )
         if lost:

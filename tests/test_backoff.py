@@ -174,7 +174,7 @@ class Nothing:
     def announcement(self, status: str) -> bytes:
         raise AssertionError
 
-    def begin(self, seen: int) -> int:
+    def begin(self, seen: int, own: int) -> int:
         raise AssertionError
 
     def joined(self, *, lost: bool, strays: list[str]) -> None:

@@ -58,8 +58,11 @@ class Receiver(Protocol):
     def announcement(self, status: str) -> bytes:
         """What `gateway/{id}` says of this gateway now: `online` or `offline`."""
 
-    def begin(self, seen: int) -> int:
-        """Settle the epoch, above whatever a broker outside still shows (`seen`); asked once, before anything is sent to it."""
+    def begin(self, seen: int, own: int) -> int:
+        """Settle the epoch, above whatever a broker outside still shows (`seen`); asked once, before anything is sent to it.
+
+        `own` is the epoch in this gateway's own announcement there; 0 where there is none.
+        """
 
     def joined(self, *, lost: bool, strays: list[str]) -> None:
         """A broker outside is there. `lost`: it has not kept all that was confirmed. `strays`: retained topics it shows at the start."""

@@ -958,7 +958,7 @@ class RemoteLink:
                     "(config/mosquitto shows how), or set link.open = true where nothing needs to be believed"
                 )
             await self._ask(wire, Unsubscribe(self._free_id(), [self._escaped(topic).decode() for topic in retained]))
-            self._epoch = receiver.begin(self._seen)
+            self._epoch = receiver.begin(self._seen, self._kept[0])
             self._begun = True
         epoch, counter, offline = self._kept
         kept = epoch == self._epoch and (counter >= self._confirmed or (offline and counter == self._will_counter))

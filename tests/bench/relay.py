@@ -43,7 +43,7 @@ class Relay:
     def announcement(self, status: str) -> bytes:
         return b'{"status":"%b","epoch":1,"counter":0}' % status.encode()
 
-    def begin(self, seen: int) -> int:
+    def begin(self, seen: int, own: int) -> int:
         return max(1, seen)
 
     def joined(self, *, lost: bool, strays: list[str]) -> None:
