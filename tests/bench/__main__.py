@@ -246,6 +246,8 @@ def main() -> int:
     command = commands.choices["broker"]
     command.add_argument("--window", type=int, default=200, help="messages on their way when pipelined")
     command.add_argument("--durability", choices=("process", "power"), default="process")
+    command.add_argument("--with-node-red", action="store_true", help="a Node-RED flow too, installed from npm for it")
+    command.add_argument("--with-thingsboard", action="store_true", help="thingsboard-gateway too, installed for it")
     commands.choices["embedded"].add_argument("--objects", type=int, default=100)
     commands.choices["objects"].add_argument("--count", type=int, default=100_000)
     commands.choices["objects"].add_argument("--rest", type=float, default=10.0, help="seconds of rest to measure")

@@ -29,6 +29,7 @@ from tests.bench.measure import (
     surroundings,
     typical,
 )
+from tests.bench.rivals import converted, node_red, thingsboard
 from tests.bench.steps import steps
 from tests.running import OWN_NAMESPACE, ROOT, UNLIMITED, gateway, mosquitto, mosquitto_version, usage
 
@@ -261,6 +262,34 @@ def growth(arguments: Namespace, step: Steps, found: Result) -> None:
             step.done()
 
 
+def others(arguments: Namespace, step: Steps, found: Result) -> None:
+    """Rivals, where they are asked for: each with a mosquitto of its own."""
+    if arguments.with_node_red:
+        for qos in (0, 1):
+            step(f"QoS {qos}: Node-RED")
+            with tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name, mosquitto(Path(name), MOSQUITTO) as other:
+                with node_red(other.port, qos) as pid:
+                    target = Target(other.port, pid, "delta/#", head(qos, rb'\{"epoch"'))
+                    stream = Stream(reports(100), qos)
+                    several = [
+                        one_round(target, stream, seconds=arguments.seconds, window=arguments.window)
+                        for _ in range(arguments.rounds)
+                    ]
+            rate = typical([one.rate for one in several])
+            found[f"qos{qos}_node_red_per_second"] = rate
+            found[f"qos{qos}_node_red_cpu_us"] = typical([one.broker_cpu for one in several]) * 1e6
+            found[f"ratio_qos{qos}_gateway_to_node_red"] = found[f"qos{qos}_gateway_per_second"] / rate
+            step.done()
+    if arguments.with_thingsboard:
+        step("thingsboard-gateway")
+        with tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name, mosquitto(Path(name), MOSQUITTO) as other:
+            with thingsboard(other.port):
+                rate = converted(other.port, 3 * arguments.seconds, 2_000)
+        found["thingsboard_readings_per_second"] = rate
+        found["ratio_qos1_gateway_to_thingsboard"] = found["qos1_gateway_per_second"] / rate
+        step.done()
+
+
 def broker(arguments: Namespace) -> Result:
     """The gateway beside a mosquitto, and what it costs there."""
     found: Result = {
@@ -271,9 +300,11 @@ def broker(arguments: Namespace) -> Result:
         "seconds_per_round": arguments.seconds,
         "window": arguments.window,
     }
-    with steps(2 * (4 * arguments.rounds + 4) + 7) as step:
+    rivals = 2 * arguments.with_node_red + arguments.with_thingsboard
+    with steps(2 * (4 * arguments.rounds + 4) + 7 + rivals) as step:
         for qos in (0, 1):
             throughput(arguments, step, qos, found)
         growth(arguments, step, found)
+        others(arguments, step, found)
     found["ratio_gateway_qos1_to_qos0"] = found["qos1_gateway_per_second"] / found["qos0_gateway_per_second"]
     return found
