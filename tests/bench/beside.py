@@ -267,14 +267,17 @@ def others(arguments: Namespace, step: Steps, found: Result) -> None:
     if arguments.with_node_red:
         for qos in (0, 1):
             step(f"QoS {qos}: Node-RED")
-            with tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name, mosquitto(Path(name), MOSQUITTO) as other:
-                with node_red(other.port, qos) as pid:
-                    target = Target(other.port, pid, "delta/#", head(qos, rb'\{"epoch"'))
-                    stream = Stream(reports(100), qos)
-                    several = [
-                        one_round(target, stream, seconds=arguments.seconds, window=arguments.window)
-                        for _ in range(arguments.rounds)
-                    ]
+            with (
+                tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name,
+                mosquitto(Path(name), MOSQUITTO) as other,
+                node_red(other.port, qos) as pid,
+            ):
+                target = Target(other.port, pid, "delta/#", head(qos, rb'\{"epoch"'))
+                stream = Stream(reports(100), qos)
+                several = [
+                    one_round(target, stream, seconds=arguments.seconds, window=arguments.window)
+                    for _ in range(arguments.rounds)
+                ]
             rate = typical([one.rate for one in several])
             found[f"qos{qos}_node_red_per_second"] = rate
             found[f"qos{qos}_node_red_cpu_us"] = typical([one.broker_cpu for one in several]) * 1e6
@@ -282,9 +285,12 @@ def others(arguments: Namespace, step: Steps, found: Result) -> None:
             step.done()
     if arguments.with_thingsboard:
         step("thingsboard-gateway")
-        with tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name, mosquitto(Path(name), MOSQUITTO) as other:
-            with thingsboard(other.port):
-                rate = converted(other.port, 3 * arguments.seconds, 2_000)
+        with (
+            tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name,
+            mosquitto(Path(name), MOSQUITTO) as other,
+            thingsboard(other.port),
+        ):
+            rate = converted(other.port, 3 * arguments.seconds, 2_000)
         found["thingsboard_readings_per_second"] = rate
         found["ratio_qos1_gateway_to_thingsboard"] = found["qos1_gateway_per_second"] / rate
         step.done()
