@@ -103,6 +103,9 @@ SAMPLE = 0.01
 ALIASES = 64
 """Topic aliases that the broker may set."""
 
+TOPICS = 65_536
+"""Topics whose names are kept as strings: this connection brings the reports of all clients."""
+
 LONG_TOPIC = 32
 """Bytes of a topic that is worth a topic alias."""
 
@@ -185,7 +188,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, link: RemoteLink, level: int, max_packet: int, loop: asyncio.AbstractEventLoop) -> None:
         self.link = link
         self.level = level
-        self.decoder = Decoder(server=False, level=level, max_packet=max_packet, alias_maximum=ALIASES)
+        self.decoder = Decoder(server=False, level=level, max_packet=max_packet, alias_maximum=ALIASES, topics=TOPICS)
         self.loop = loop
         self.transport: asyncio.Transport | None = None
         self.out: list[bytes] = []
