@@ -8,9 +8,10 @@ import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import uvloop
 
 from gateway.errors import CtxtError
@@ -31,7 +32,17 @@ from tests.bench.measure import (
 )
 from tests.bench.rivals import converted, node_red, thingsboard
 from tests.bench.steps import steps
-from tests.running import OWN_NAMESPACE, ROOT, UNLIMITED, gateway, mosquitto, mosquitto_version, usage
+from tests.running import (
+    OWN_NAMESPACE,
+    ROOT,
+    UNLIMITED,
+    find,
+    gateway,
+    mosquitto,
+    mosquitto_version,
+    usage,
+    wait_for_port,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -294,6 +305,144 @@ def others(arguments: Namespace, step: Steps, found: Result) -> None:
         found["thingsboard_readings_per_second"] = rate
         found["ratio_qos1_gateway_to_thingsboard"] = found["qos1_gateway_per_second"] / rate
         step.done()
+
+
+def away(arguments: Namespace) -> Result:
+    """The broker outside is killed, stays away, and comes back: how long until reports flow as before, and whether anything is missing.
+
+    The observer is a new one each time, so what it checks against the versions seen before is what the gateway holds.
+    """
+    seconds, window, qos = arguments.seconds, arguments.window, 1
+    stream = Stream(reports(100), qos)
+    versions: dict[str, tuple[int, int]] = {}
+    with ExitStack() as stack, steps(4) as step:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ctxt-bench-")))
+        kept = f"{MOSQUITTO}\npersistence true\npersistence_location {folder}/\nautosave_interval 5\n"
+        first = stack.enter_context(mosquitto(folder, kept.replace("persistence false", "")))
+        link = "[link]\nopen = true\n"
+        rest = f"{OWN_NAMESPACE}{UNLIMITED}{link}"
+        running = stack.enter_context(gateway(folder, rest=rest, outside=f"mqtt://127.0.0.1:{first.port}"))
+        target = gateway_target(first.port, running.pid, qos)._replace(user=None, watcher=None, password=None)
+        step("before")
+        before = one_round(target, stream, seconds=seconds, window=window, versions=versions)
+        step.done()
+        step(f"away for {arguments.away:g} s")
+        resident = usage(running.pid).resident
+        first.process.kill()
+        first.process.wait()
+        sleep(arguments.away)
+        step.done()
+        step("back")
+        back = perf_counter()
+        again = subprocess.Popen(
+            [find("mosquitto", "mosquitto"), "-c", str(folder / "mosquitto.conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_for_port(first.port, again, 10)
+            while (returned := answered(target)) is None:
+                sleep(0.02)
+            recovered = perf_counter() - back
+            step.done()
+            step("after")
+            after = one_round(target, stream, seconds=seconds, window=window, versions=None)
+            missing = behind(target, versions)
+            step.done()
+        finally:
+            again.kill()
+            again.wait()
+        if missing:
+            raise CtxtError(f"{missing} snapshots are older than what was seen before")
+        return {
+            **surroundings(),
+            "mosquitto": mosquitto_version(),
+            "away_seconds": arguments.away,
+            "first_answer_seconds": recovered,
+            "first_answer_took_ms": returned * 1e3,
+            "ratio_after_to_before": after.rate / before.rate,
+            "before_per_second": before.rate,
+            "after_per_second": after.rate,
+            "objects_seen_before": len(versions),
+            "rss_before_bytes": resident,
+            "rss_after_bytes": usage(running.pid).resident,
+        }
+
+
+def answered(target: Target) -> float | None:
+    """Seconds from one report to its delta, or None when none comes within half a second."""
+
+    async def run() -> float | None:
+        observer = Observer(target.head, 1)
+        publisher = Publisher(Stream(reports(100, 2, salt=int(perf_counter() * 10) % 60 + 5), 1), observer, 1)
+        try:
+            await connect(observer, target.port, "probe-observer", None, None)
+            await observer.subscribe(target.topic_filter)
+            await connect(publisher, target.port, "probe", None, None)
+            observer.publisher = publisher
+            async with asyncio.timeout(0.5):
+                _, took = await publisher.run(count=1)
+        except (CtxtError, OSError, TimeoutError):
+            return None
+        else:
+            return took
+        finally:
+            observer.publisher = None
+            for wire in (observer, publisher):
+                wire.close()
+
+    return uvloop.run(run())
+
+
+def behind(target: Target, versions: dict[str, tuple[int, int]]) -> int:
+    """How many objects' retained snapshots are older than their deltas that were seen. Raises LoadError."""
+
+    async def run() -> int:
+        observer = Observer(head(0, rb'\{"url"'), 0)
+        await connect(observer, target.port, "late", None, None)
+        await observer.subscribe("snapshot/#")
+        async with asyncio.timeout(10):
+            while observer.received < len(versions):  # noqa: ASYNC110  # bytes are counted, nothing is set
+                await asyncio.sleep(0.01)
+        observer.close()
+        held = {topic: orjson.loads(payload) for topic, payload in observer.frames()}
+        return sum(
+            (
+                held[topic.replace("delta/", "snapshot/", 1)]["epoch"],
+                held[topic.replace("delta/", "snapshot/", 1)]["version"],
+            )
+            < seen
+            for topic, seen in versions.items()
+        )
+
+    return uvloop.run(run())
+
+
+def endure(arguments: Namespace) -> Result:
+    """Full load for minutes: does the gateway's memory grow?"""
+    resident: list[int] = []
+    rates: list[float] = []
+    with places(1, arguments.durability) as every, steps(arguments.minutes * 6) as step:
+        target = every[GATEWAY][0]
+        stream = Stream(reports(1_000), 1)
+        one_round(target, stream, seconds=5, window=arguments.window)
+        for i in range(arguments.minutes * 6):
+            step(f"{i * 10} s")
+            rates.append(one_round(target, stream, seconds=9.5, window=arguments.window).rate)
+            resident.append(usage(target.pid).resident)
+            step.done()
+    half = len(resident) // 2
+    return {
+        **surroundings(),
+        "minutes": arguments.minutes,
+        "reports": round(sum(rates) * 9.5),
+        "per_second": typical(rates),
+        "rss_after_10_s_bytes": resident[0],
+        "rss_at_half_bytes": resident[half],
+        "rss_at_the_end_bytes": resident[-1],
+        "rss_added_in_the_second_half_bytes": resident[-1] - resident[half],
+    }
 
 
 def broker(arguments: Namespace) -> Result:
