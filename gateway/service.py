@@ -888,11 +888,11 @@ def remote(settings: Settings) -> Remote:
     """The broker outside, out of `[broker] url` and `[link]`."""
     where, link = settings.broker.outside, settings.link
     assert where is not None
-    tls = Tls(link.ca, link.certificate, link.key, link.server_name) if where.encrypted else None
+    tls = Tls(link.ca, link.certificate, link.key, link.server_name or None) if where.encrypted else None
     return Remote(
         Way(where.scheme, where.host, where.port, where.path, tls),
         link.client_id or f"ctxt-gateway-{settings.id}",
-        username=link.username,
+        username=link.username or None,
         password_file=link.password_file,
         protocol=link.protocol,
         keep_alive=int(link.keep_alive),

@@ -536,8 +536,8 @@ def _escape(value: str) -> str:
 class LinkSettings(_Table):
     """How the gateway joins a broker outside, where `[broker] url` names one."""
 
-    username: str | None = Field(
-        default=None, description="The name under which the gateway connects.", min_length=1, max_length=1024
+    username: str = Field(
+        default="", max_length=1024, description="The name under which the gateway connects; empty: none."
     )
     password_file: FileOrNone = Field(
         default=None,
@@ -576,20 +576,21 @@ class LinkSettings(_Table):
         description="PEM file with the certificate's private key. Left out: it is in the certificate's file.",
         examples=["/etc/ctxt-gateway/tls/gateway.key"],
     )
-    server_name: str | None = Field(
-        default=None,
-        description="The name in the broker's certificate, where it is not the host in the URL.",
+    server_name: str = Field(
+        default="",
         max_length=253,
-        examples=["broker.home.local"],
+        description="The name in the broker's certificate, where it is not the host in the URL.",
     )
     topic_escape: Annotated[str, AfterValidator(_escape)] = Field(
         default="",
         description="Characters that this broker gives a meaning of its own, percent-encoded in topics there: `. ` (dot and"
         " space) for NATS and RabbitMQ.",
     )
-    broker_config: Annotated[Path, BeforeValidator(_path), AfterValidator(_expanded)] = Field(
-        default=Path("/etc/mosquitto/mosquitto.conf"),
-        description="Settings of a mosquitto on this machine: what it would lose is logged as a warning at each start.",
+    broker_config: FileOrNone = Field(
+        default=None,
+        description="Settings of a mosquitto on this machine: what it would lose is logged as a warning at each start. Left out:"
+        " /etc/mosquitto/mosquitto.conf.",
+        examples=["/etc/mosquitto/mosquitto.conf"],
     )
     open: StrictBool = Field(
         default=False,
@@ -1236,19 +1237,20 @@ def _link_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if not isinstance(broker, dict) or not isinstance(link, dict):
         return
     url = broker.get("url", "embedded://127.0.0.1:1883")
-    outside = isinstance(url, str) and _outside(url)
-    if outside and raw.get("listener"):
+    if not isinstance(url, str) or not _outside(url):
+        return
+    if raw.get("listener"):
         yield Problem("listener", "broker.url is a broker outside, and clients connect there: remove the [[listener]]s")
-    if outside and broker.get("anonymous") is True:
+    if broker.get("anonymous") is True:
         yield Problem("broker.anonymous", "whom a broker outside admits is said in its own settings: remove it")
-    if link.get("password_file") is not None and link.get("username") is None:
+    if link.get("password_file") is not None and not link.get("username"):
         yield Problem("link.password_file", "has no effect without link.username: set both")
     if link.get("key") is not None and link.get("certificate") is None:
         yield Problem("link.key", "belongs to link.certificate: set both")
-    where = _attempt(place, url) if outside else None
+    where = _attempt(place, url)
     if where is not None and not where.encrypted:
         for key in ("ca", "certificate", "key", "server_name"):
-            if link.get(key) is not None:
+            if link.get(key) not in (None, ""):
                 yield Problem(f"link.{key}", f"{where.scheme}:// speaks no TLS: remove it, or use mqtts:// or wss://")
 
 

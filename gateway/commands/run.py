@@ -114,7 +114,7 @@ async def _serve(settings: Settings) -> None:
         raise CommandError(Exit.NO_PLACE if isinstance(error, TakenOverError) else Exit.IO, str(error)) from error
     outside = settings.broker.outside
     if outside is not None and outside.local:
-        for warning in mosquitto.warnings(settings.link.broker_config, outside.port):
+        for warning in mosquitto.warnings(settings.link.broker_config or mosquitto.SETTINGS, outside.port):
             _log.warning("%s", warning)
     _tune_memory()
     objects = len(service.engine.objects)

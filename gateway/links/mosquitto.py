@@ -5,11 +5,13 @@ Over MQTT a broker does not tell them. Every sentence here was measured with mos
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+SETTINGS = Path("/etc/mosquitto/mosquitto.conf")
 
 MOST_BYTES = 1 << 20
 """A file longer than this is none of mosquitto's."""
