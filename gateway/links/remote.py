@@ -793,10 +793,10 @@ class RemoteLink:
             except RefusedError as error:
                 if not self._begun:
                     raise
-                sentence, wire = str(error), None
+                sentence = str(error)
             except DialError as error:
-                sentence, wire = str(error), None
-            self._left(wire)
+                sentence = str(error)
+            self._left()
             if self._begun and time.monotonic() - began >= STEADY:
                 pause = FIRST_PAUSE
             wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  # so that many do not come at once
@@ -804,10 +804,10 @@ class RemoteLink:
             await asyncio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    def _left(self, wire: Wire | None) -> None:
+    def _left(self) -> None:
         """The connection is gone. What was read is taken in all the same: the broker may have lost it; if it has not, DUP tells."""
+        wire, self._wire = self._wire, None
         self._ready = False
-        self._wire = None
         held, self._held, self._held_bytes = self._held, [], 0
         if held and self._begun and self._receiver is not None:
             self._receiver.receive(held)
