@@ -545,6 +545,19 @@ def config_init(
     command.init(file, force=force)
 
 
+@_command(config_app, "path")
+def config_path() -> None:
+    """Print the folder of the files that come with the gateway: for systemd, for mosquitto.
+
+    For example:
+      cp "$(ctxt config path)/ctxt-gateway.service" /etc/systemd/system/
+      cp "$(ctxt config path)/mosquitto/ctxt.conf" /etc/mosquitto/conf.d/
+    """
+    from gateway.commands import config as command
+
+    command.path()
+
+
 # ---- the entry point ---------------------------------------------------------------------------------------------------
 
 

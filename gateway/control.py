@@ -12,13 +12,12 @@ import logging
 import os
 import socket
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from gateway.broker import counters, roster
+from gateway.broker import roster
 from gateway.errors import CtxtError
 from gateway.wire.packets import Reason
 
@@ -82,7 +81,8 @@ def _reachable(folder: Path) -> Iterator[str]:
 class Control:
     """The gateway's side. The state folder's lock makes sure that there is only one."""
 
-    def __init__(self, folder: Path, broker: Broker) -> None:
+    def __init__(self, folder: Path, broker: Broker | None = None) -> None:
+        """`broker` is the one inside, where there is one."""
         self._folder = folder
         self._broker = broker
         self._families: Callable[[], Iterator[Family]] = lambda: iter(())
@@ -90,7 +90,7 @@ class Control:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, families: Callable[[], Iterator[Family]]) -> None:
-        """Listen; `families` are what is counted beside the broker. Where that fails the gateway runs all the same, and the log says what does not work."""
+        """Listen; `families` are what is counted. Where that fails the gateway runs all the same, and the log says what does not work."""
         self._families = families
         try:
             bound = self._bind()
@@ -174,28 +174,31 @@ class Control:
         if not isinstance(client, str | None) or not isinstance(client_id, str | None):
             return Refused("client and client_id are texts")
         what = request.get("do")
-        if what == "clients":
-            return roster.clients(self._broker)
-        if what == "subscriptions":
-            return roster.subscriptions(self._broker, client)
         if what == "counters":
-            return (family.item() for family in chain(counters.families(self._broker), self._families()))
-        if what == "kick" and client is not None:
-            return self._kick(client, client_id)
+            return (family.item() for family in self._families())
+        broker = self._broker
+        if what in ("clients", "subscriptions", "kick") and broker is None:
+            return Refused("clients are connected to a broker outside: ask that broker")
+        if broker is not None:
+            if what == "clients":
+                return roster.clients(broker)
+            if what == "subscriptions":
+                return roster.subscriptions(broker, client)
+            if what == "kick" and client is not None:
+                return _kick(broker, client, client_id)
         return Refused("a request says what to do: clients, subscriptions, counters, or kick with a client")
 
-    def _kick(self, client: str, client_id: str | None) -> Iterator[dict[str, Any]]:
-        """Disconnect a client's connections, or one of them; those that were."""
-        found = [
-            one
-            for one in roster.clients(self._broker, client)
-            if one["connected"] and client_id in (None, one["client_id"])
-        ]
-        for one in found:
-            session = self._broker.sessions.get((client, one["client_id"]))
-            if session is not None and session.connection is not None:
-                session.connection.end(Reason.ADMINISTRATIVE_ACTION, "disconnected by the administrator")
-        return iter(found)
+
+def _kick(broker: Broker, client: str, client_id: str | None) -> Iterator[dict[str, Any]]:
+    """Disconnect a client's connections, or one of them; those that were."""
+    found = [
+        one for one in roster.clients(broker, client) if one["connected"] and client_id in (None, one["client_id"])
+    ]
+    for one in found:
+        session = broker.sessions.get((client, one["client_id"]))
+        if session is not None and session.connection is not None:
+            session.connection.end(Reason.ADMINISTRATIVE_ACTION, "disconnected by the administrator")
+    return iter(found)
 
 
 def ask(folder: Path, request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_PASSWORD_BYTES = 1024
-RESERVED_NAMES: Final = frozenset({"gateway", "anonymous"})
+GATEWAY_NAME = "gateway"
+RESERVED_NAMES: Final = frozenset({GATEWAY_NAME, "anonymous"})
 SCHEMA_VERSION = 1
 
 TIME_COST = 2
@@ -121,6 +122,11 @@ def check_name(name: str) -> None:
         raise ClientNameError(name, "use 1 to 64 of A-Z a-z 0-9 _ -")
     if name in RESERVED_NAMES:
         raise ClientNameError(name, "it is reserved; choose another")
+
+
+def valid_client(name: str) -> bool:
+    """Whether somebody can speak under this name: a client, or those without a name."""
+    return _NAME.fullmatch(name) is not None and name != GATEWAY_NAME
 
 
 def generate_password() -> str:

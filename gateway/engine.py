@@ -272,6 +272,11 @@ class Engine:
         heapify(self._stale)
         self._tombstones.extend(sorted(tombstones, key=lambda obj: obj.modified))
 
+    def renew(self, epoch: int) -> None:
+        """Go on under a higher epoch; nothing has been sent under the old one."""
+        self.epoch = epoch
+        self._head = b'{"epoch":%d,"version":' % epoch
+
     def _client(self, name: str, now: float) -> _Client:
         state = self._clients.get(name)
         if state is None:

@@ -21,10 +21,12 @@ from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
 from gateway.control import Control
 from gateway.counts import Histogram, counter, gauge
-from gateway.credentials import Credentials
+from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
+from gateway.links.dial import Tls, Way
 from gateway.links.local import SHORT_FORM, Entrance, LocalLink
+from gateway.links.remote import Remote, RemoteLink
 from gateway.objects import Objects, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
@@ -62,8 +64,17 @@ DOORS = 100_000
 LONGEST_DOOR = 1_200
 """Characters of a topic whose meaning is kept: more than any object's has."""
 
+NOBODY = "nobody"
+"""Instead of a verb: whoever spoke has a name that no client can have."""
+
 RINGS = 1_000
 """Redelivery rings kept for one client; beyond it the one longest unused is dropped."""
+
+AGAIN = 2_000
+"""Snapshots published again in one tick, at most, after a start or a reconnect."""
+
+FAR_AHEAD = 10 * 365 * 86400
+"""Seconds that an epoch on the broker may be ahead of the clock."""
 
 REASONS = {
     400: Reason.PAYLOAD_FORMAT_INVALID,
@@ -88,13 +99,14 @@ class Door(NamedTuple):
 class Counters:
     """What the service has done since its start; times in seconds. `batches`: how many messages each brought at once."""
 
-    __slots__ = ("batches", "commit_seconds", "commits", "deltas", "redelivered", "snapshots", "views")
+    __slots__ = ("batches", "commit_seconds", "commits", "deltas", "nobody", "redelivered", "snapshots", "views")
 
     def __init__(self) -> None:
         self.batches = Histogram(1, 4, 16, 64, 256, 1_024, 4_096)
         self.commit_seconds = 0.0
         self.commits = 0
         self.deltas = 0
+        self.nobody = 0
         self.redelivered = 0
         self.snapshots = 0
         self.views = 0
@@ -138,9 +150,14 @@ class Service:
         self._announce_interval = announce_interval
         self._patterns = patterns or []
         self._ring_length = ring_length
+        self._again: deque[DataObject] = deque()
+        self._strays: deque[str] = deque()
+        self._successor = False
         loaded = store.load(catalogue, ring_length)
         objects = Objects(loaded.objects)
         rights.objects = objects
+        self._number = number
+        self._last_epoch = store.last_epoch()
         self.epoch = store.claim_epoch(number)
         self.engine = Engine(
             catalogue,
@@ -173,7 +190,7 @@ class Service:
         self._off_loop = store.durability == "power"
         self._quick_commits = 0
         self._ticker: asyncio.TimerHandle | None = None
-        self._counter = 0
+        self.counter = 0
         self._announced = (0, 0.0)
         self._checkpointed = clock()
         self._committed = False
@@ -208,7 +225,7 @@ class Service:
             await asyncio.sleep(0.005)
         self._closed = True
         if not self._has_failed():
-            payload = self._announcement("offline")
+            payload = self.announcement("offline")
             self._link.publish(self._announce_topic, payload, qos=1, retain=True)
         await self._link.stop()
         self._writer.shutdown(wait=True)
@@ -224,12 +241,18 @@ class Service:
         return self._link.address
 
     @property
+    def verb(self) -> str:
+        """What the gateway does at `urls`: `listens on` them, or `serves on` a broker outside."""
+        return "listens on" if isinstance(self._link, LocalLink) else "serves on"
+
+    @property
     def urls(self) -> list[str]:
         """Everywhere that clients connect, once started."""
         return self._link.urls
 
     def families(self) -> Iterator[Family]:
-        """All that engine and service count, in a fixed order."""
+        """All that link, engine and service count, in a fixed order."""
+        yield from self._link.families()
         yield from self.engine.families()
         found = self.counters
         yield counter("ctxt_deltas_total", "Deltas sent out, each to whoever listens.", found.deltas)
@@ -240,6 +263,7 @@ class Service:
         yield counter(
             "ctxt_redelivered_total", "Messages that came again and were not applied again.", found.redelivered
         )
+        yield counter("ctxt_nameless_total", "Messages under a name that no client can have, ignored.", found.nobody)
         yield counter("ctxt_commits_total", "Transactions stored.", found.commits)
         yield counter("ctxt_commit_seconds_total", "Seconds that these took.", found.commit_seconds)
         yield found.batches.family("ctxt_batch_messages", "Reports, requests and presence taken in at once.")
@@ -333,6 +357,9 @@ class Service:
         own = topic[len(self._prefix) :]
         verb, _, rest = own.partition("/")
         client, _, about = rest.partition("/")
+        if not valid_client(client):
+            # The broker inside lets nobody say this; one outside may.
+            verb = NOBODY
         if len(self._doors) >= DOORS:
             self._doors.clear()
         obj = self.engine.objects.get(about)
@@ -347,6 +374,9 @@ class Service:
         """Everything that is not a plain report: presence, requests, what is retained, what carries an `id`."""
         engine = self.engine
         verb, client, about = door
+        if verb == NOBODY:
+            self.counters.nobody += 1
+            return Refused(403, "", "there can be no client of this name")
         if verb == "presence":
             return self._presence(effects, client, publish.payload, now)
         if publish.retain:
@@ -407,6 +437,85 @@ class Service:
     def sessions(self) -> Iterable[Restored]:
         """The broker's sessions of an earlier run."""
         return self._store.sessions()
+
+    # ---- a broker outside ----------------------------------------------------------------------------------------------
+
+    def begin(self, seen: int, own: int) -> int:
+        """Claim a higher epoch where the broker still shows this one or a later one: the state folder was wiped, or set back."""
+        self._successor = own == self._last_epoch
+        if seen >= self.epoch:
+            if seen >> 8 > self._clock() + FAR_AHEAD:
+                _log.error(
+                    "the broker shows epoch %d, which is years ahead: it is none of ours, and not followed", seen
+                )
+                return self.epoch
+            _log.warning(
+                "the broker shows epoch %d and ours was %d: the state folder is not the latest", seen, self.epoch
+            )
+            self.epoch = self._store.claim_epoch(self._number, seen=seen)
+            self.engine.renew(self.epoch)
+        return self.epoch
+
+    def joined(self, *, lost: bool, strays: list[str]) -> None:
+        """Publish again what the broker may not have: all, or what went out at QoS 0; clear what nobody holds any more."""
+        now = self._clock()
+        self._announce(now)
+        self._again = deque(
+            obj for obj in self.engine.objects if lost or (obj.namespace is not None and not obj.namespace.qos)
+        )
+        self._strays = deque(topic for topic in strays if self._is_stray(topic))
+        if self._strays and not self._successor:
+            # Another gateway of this name may be alive, and these may be its objects.
+            _log.warning(
+                "the broker keeps %d messages of objects that this gateway does not hold, and was last served by another run "
+                "than this state folder knows: they are left alone until the next start",
+                len(self._strays),
+            )
+            self._strays.clear()
+        elif self._strays:
+            _log.warning(
+                "the broker keeps %d messages of objects that this gateway does not hold any more: they are cleared",
+                len(self._strays),
+            )
+        if lost:
+            _log.info("publishing %d snapshots", len(self._again))
+
+    def _is_stray(self, topic: str) -> bool:
+        """Whether a retained snapshot or value in our namespaces is of nothing that we hold."""
+        for head in (self._snapshots, self._values):
+            if topic.startswith(head):
+                about = topic[len(head) :]
+                return about not in self.engine.objects and self._rights.namespace_of(about) is not None
+        return False
+
+    def _show_again(self) -> None:
+        """Some of what the broker may have lost, latest state, as far as it takes it."""
+        link = self._link
+        again, strays = self._again, self._strays
+        budget = AGAIN
+        while budget and link.room and (again or strays):
+            budget -= 1
+            if strays:
+                topic = strays.popleft()
+                if self._is_stray(topic):
+                    link.publish(topic, b"", qos=1, retain=True)
+                continue
+            obj = again.popleft()
+            if self.engine.objects.get(obj.topic) is obj:
+                self._show(obj)
+                if not again:
+                    _log.info("every snapshot is published")
+
+    def session_lost(self, key: tuple[str, str]) -> None:
+        """Forget the redelivery ring of a session that is no more."""
+        if self._rings.pop(key, None) is not None:
+            self._sessions.get(key[0], set()).discard(key)
+            self._dropped.append(key)
+
+    def link_failed(self, error: BaseException) -> None:
+        """The link cannot go on, and so cannot the gateway; what is stored stays."""
+        if self.failed is not None and not self.failed.done():
+            self.failed.set_exception(error)
 
     # ---- the commit ----------------------------------------------------------------------------------------------------
 
@@ -508,14 +617,17 @@ class Service:
         if saved:
             link.saved()
         send = link.send
+        ready = link.ready
         for obj, delta in effects.deltas:
             route = obj.delta_route
             if route is None:
                 route = obj.delta_route = link.route(f"{self._prefix}delta/{obj.topic}", retain=False)
             send(route, delta, obj.namespace.qos if obj.namespace is not None else 1)
-        for obj in effects.fresh:
-            self.engine.shown(obj)
-            self._show(obj)
+        if ready:
+            # Else the snapshot stays due until the broker is there.
+            for obj in effects.fresh:
+                self.engine.shown(obj)
+                self._show(obj)
         for obj in effects.purged:
             self._clear(obj)
         for reply in effects.replies:
@@ -523,7 +635,7 @@ class Service:
         for publish, reason, text in answers:
             link.acknowledge(publish, reason, text)
         if effects.deltas:
-            self._counter += 1
+            self.counter += 1
             self.counters.deltas += len(effects.deltas)
         if effects.work:
             self._work.extend(effects.work)
@@ -581,7 +693,7 @@ class Service:
     def retained(self, topic_filter: str) -> Iterator[tuple[str, bytes, int]]:
         """The gateway's own retained messages below a filter, rendered as they are read."""
         if matches(topic_filter, self._announce_topic):
-            yield self._announce_topic, self._announcement("online"), 1
+            yield self._announce_topic, self.announcement("online"), 1
         for verb in OBSERVED:
             if verb == "delta":
                 continue
@@ -600,18 +712,19 @@ class Service:
                 elif namespace is not None and namespace.value_view and not obj.deleted:
                     yield self._values + obj.topic, self._view(obj), qos
 
-    def _announcement(self, status: str) -> bytes:
+    def announcement(self, status: str) -> bytes:
+        """What `gateway/{id}` says of this gateway now."""
         return messages.announcement(
             status=status,
             epoch=self.epoch,
-            counter=self._counter,
+            counter=self.counter,
             patterns=self._patterns,
             version=gateway.__version__,
         )
 
     def _announce(self, now: float) -> None:
-        self._announced = (self._counter, now)
-        self._link.publish(self._announce_topic, self._announcement("online"), qos=1, retain=True)
+        self._announced = (self.counter, now)
+        self._link.publish(self._announce_topic, self.announcement("online"), qos=1, retain=True)
 
     # ---- time ----------------------------------------------------------------------------------------------------------
 
@@ -635,10 +748,12 @@ class Service:
         """What is stored is shown; then see what the hour brings."""
         self._timely = True
         now = self._clock()
-        for obj in self.engine.snapshots(now):
-            self._show(obj)
+        if self._link.room:
+            for obj in self.engine.snapshots(now):
+                self._show(obj)
+            self._show_again()
         counter, when = self._announced
-        if counter != self._counter and now - when >= self._announce_interval:
+        if counter != self.counter and now - when >= self._announce_interval and self._link.ready:
             self._announce(now)
         effects = Effects()
         try:
@@ -769,6 +884,27 @@ def entrances(settings: Settings) -> list[Entrance]:
     return found
 
 
+def remote(settings: Settings) -> Remote:
+    """The broker outside, out of `[broker] url` and `[link]`."""
+    where, link = settings.broker.outside, settings.link
+    assert where is not None
+    tls = Tls(link.ca, link.certificate, link.key, link.server_name or None) if where.encrypted else None
+    return Remote(
+        Way(where.scheme, where.host, where.port, where.path, tls),
+        link.client_id or f"ctxt-gateway-{settings.id}",
+        username=link.username or None,
+        password_file=link.password_file,
+        protocol=link.protocol,
+        keep_alive=int(link.keep_alive),
+        session_expiry=int(link.session_expiry),
+        connect_timeout=settings.broker.connect_timeout,
+        max_packet=settings.broker.packet_bytes,
+        receive_maximum=settings.broker.receive_maximum,
+        escape=link.topic_escape,
+        open=link.open,
+    )
+
+
 def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
     """Namespaces, groups and topic rules as the engine asks them. Raises UnknownSchema for a namespace's schema."""
     groups = settings.groups
@@ -805,17 +941,22 @@ def build(settings: Settings) -> Service:
     rights = rights_of(settings, catalogue)
     store = Store(settings.state_dir, durability=settings.durability)
     try:
-        credentials = Credentials(settings.state_dir / "clients.db")
-        link = LocalLink(
-            entrances(settings),
-            broker_limits(settings),
-            EmbeddedAcl(rights),
-            credentials,
-            prefix=settings.topic_prefix,
-            version=f"ctxt-gateway {gateway.__version__}",
-            wrong_passwords=settings.broker.wrong_passwords,
-            wrong_password_pause=settings.broker.wrong_password_pause,
-        )
+        link: Link
+        if settings.broker.outside is not None:
+            link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
+            control = Control(settings.state_dir)
+        else:
+            link = local = LocalLink(
+                entrances(settings),
+                broker_limits(settings),
+                EmbeddedAcl(rights),
+                Credentials(settings.state_dir / "clients.db"),
+                prefix=settings.topic_prefix,
+                version=f"ctxt-gateway {gateway.__version__}",
+                wrong_passwords=settings.broker.wrong_passwords,
+                wrong_password_pause=settings.broker.wrong_password_pause,
+            )
+            control = Control(settings.state_dir, local.broker)
         return Service(
             gateway_id=settings.id,
             number=settings.number,
@@ -828,7 +969,7 @@ def build(settings: Settings) -> Service:
             ring_length=settings.broker.receive_maximum,
             announce_interval=settings.timing.announce_interval,
             patterns=[entry.match for entry in settings.namespace],
-            control=Control(settings.state_dir, link.broker),
+            control=control,
         )
     except BaseException:
         store.close()

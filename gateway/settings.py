@@ -262,11 +262,9 @@ def listener(url: str) -> Listener:
     scheme, separator, rest = url.partition("://")
     if not separator or not rest or not url.isprintable() or " " in url:
         raise ValueError('is not a URL: write "embedded://127.0.0.1:1883"')
-    if scheme in ("mqtt", "mqtts", "ws", "wss"):
-        raise ValueError(f"{scheme}:// is a broker outside: this version runs the broker inside; use embedded://")
     if scheme != "embedded":
         raise ValueError(
-            f"has the unknown scheme {scheme[:20]!r}: this version runs the broker inside; use embedded://"
+            f"has the unknown scheme {scheme[:20]!r}: use embedded (the broker inside), or mqtt, mqtts, ws, wss or unix"
         )
     try:
         parts = urlsplit(url)
@@ -290,9 +288,18 @@ def listener(url: str) -> Listener:
 
 
 def _broker_url(value: str) -> str:
-    if value != NOWHERE:
+    if _outside(value):
+        where = place(value)
+        if where.scheme != "unix" and (where.port == 0 or where.host in ("0.0.0.0", "::")):  # noqa: S104  # nothing binds here
+            raise ValueError("has no host and port to connect to: name the broker's")
+    elif value != NOWHERE:
         listener(value)
     return value
+
+
+def _outside(url: str) -> bool:
+    """Whether a `[broker] url` is that of a broker outside."""
+    return url.partition("://")[0] in get_args(Scheme)
 
 
 Scheme = Literal["mqtt", "mqtts", "ws", "wss", "unix"]
@@ -411,7 +418,8 @@ class BrokerSettings(_Table):
         default="embedded://127.0.0.1:1883",
         description="Where the broker inside listens: embedded://HOST:PORT. 127.0.0.1 admits this machine only, 0.0.0.0 the"
         " whole network; port 0 takes a free one. `none`: only where the [[listener]]s say,"
-        " which is the default where there are some.",
+        " which is the default where there are some. Or the broker outside that the gateway joins (see [link]):"
+        " mqtt://HOST:PORT, mqtts://HOST:PORT, ws://HOST:PORT/PATH, wss://HOST:PORT/PATH or unix:///PATH.",
     )
     anonymous: StrictBool = Field(
         default=False,
@@ -508,7 +516,87 @@ class BrokerSettings(_Table):
     @property
     def listener(self) -> Listener | None:
         """Where the broker inside listens by `url`; None: only where the [[listener]]s say."""
-        return None if self.url == NOWHERE else listener(self.url)
+        return None if self.url == NOWHERE or _outside(self.url) else listener(self.url)
+
+    @property
+    def outside(self) -> Place | None:
+        """The broker outside that the gateway joins; None: the broker is inside."""
+        return place(self.url) if _outside(self.url) else None
+
+
+def _escape(value: str) -> str:
+    wrong = [
+        each for each in value if not each.isascii() or not each.isprintable() or each in "%/+#$" or each.isalnum()
+    ]
+    if wrong or len(set(value)) != len(value):
+        raise ValueError("takes ASCII characters that are neither letters nor digits nor one of %/+#$, each once")
+    return value
+
+
+class LinkSettings(_Table):
+    """How the gateway joins a broker outside, where `[broker] url` names one."""
+
+    username: str = Field(
+        default="", max_length=1024, description="The name under which the gateway connects; empty: none."
+    )
+    password_file: FileOrNone = Field(
+        default=None,
+        description="File whose first line is the password. Read for every connection, so that it can be changed.",
+        examples=["/etc/ctxt-gateway/link.password"],
+    )
+    client_id: str = Field(
+        default="", max_length=256, description="The MQTT client id; empty: ctxt-gateway- and the gateway's id."
+    )
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        default="auto", description="The version of MQTT; `auto`: 5, and 3.1.1 where the broker does not know it."
+    )
+    keep_alive: Seconds = Field(
+        default=30.0, ge=5, le=65535, description="A connection without a sign of life for longer is given up."
+    )
+    session_expiry: Seconds = Field(
+        default=3600.0,
+        ge=0,
+        le=86400 * 30,
+        description="How long the broker is to keep reports for a gateway that is away (MQTT 5; with 3.1.1 it decides itself).",
+    )
+    ca: FileOrNone = Field(
+        default=None,
+        description="PEM file with the authorities that the broker's certificate may come from. Left out: those that the"
+        " system trusts.",
+        examples=["/etc/ctxt-gateway/tls/ca.pem"],
+    )
+    certificate: FileOrNone = Field(
+        default=None,
+        description="PEM file with the gateway's own certificate, where the broker asks for one. Files are read for every"
+        " connection.",
+        examples=["/etc/ctxt-gateway/tls/gateway.pem"],
+    )
+    key: FileOrNone = Field(
+        default=None,
+        description="PEM file with the certificate's private key. Left out: it is in the certificate's file.",
+        examples=["/etc/ctxt-gateway/tls/gateway.key"],
+    )
+    server_name: str = Field(
+        default="",
+        max_length=253,
+        description="The name in the broker's certificate, where it is not the host in the URL.",
+    )
+    topic_escape: Annotated[str, AfterValidator(_escape)] = Field(
+        default="",
+        description="Characters that this broker gives a meaning of its own, percent-encoded in topics there: `. ` (dot and"
+        " space) for NATS and RabbitMQ.",
+    )
+    broker_config: FileOrNone = Field(
+        default=None,
+        description="Settings of a mosquitto on this machine: what it would lose is logged as a warning at each start. Left out:"
+        " /etc/mosquitto/mosquitto.conf.",
+        examples=["/etc/mosquitto/mosquitto.conf"],
+    )
+    open: StrictBool = Field(
+        default=False,
+        description="Whether to serve although the broker lets clients without a name write what only the gateway may"
+        " write: then nothing in it can be believed.",
+    )
 
 
 class ListenerSettings(_Table):
@@ -756,6 +844,7 @@ class Settings(BaseSettings):
         default=(), description="Folders with JSON Schemas of your own, one a file, beside the shipped ones."
     )
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    link: LinkSettings = Field(default_factory=LinkSettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
     groups: Annotated[Mapping[GroupName, tuple[ClientName, ...]], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({}),
@@ -1132,6 +1221,7 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
             "broker.url", "is none and there is no [[listener]], so nobody can connect: add one, or leave it out"
         )
     yield from _listener_conflicts(raw)
+    yield from _link_conflicts(raw)
     timing = raw.get("timing", {})
     if isinstance(timing, dict):
         defaults = TimingSettings()
@@ -1139,6 +1229,29 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
         most = _attempt(duration, timing.get("snapshot_max", defaults.snapshot_max))
         if least is not None and most is not None and most < least:
             yield Problem("timing.snapshot_max", f"must be at least timing.snapshot_interval ({duration_text(least)})")
+
+
+def _link_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """What goes with a broker outside, and what does not."""
+    broker, link = raw.get("broker", {}), raw.get("link", {})
+    if not isinstance(broker, dict) or not isinstance(link, dict):
+        return
+    url = broker.get("url", "embedded://127.0.0.1:1883")
+    if not isinstance(url, str) or not _outside(url):
+        return
+    if raw.get("listener"):
+        yield Problem("listener", "broker.url is a broker outside, and clients connect there: remove the [[listener]]s")
+    if broker.get("anonymous") is True:
+        yield Problem("broker.anonymous", "whom a broker outside admits is said in its own settings: remove it")
+    if link.get("password_file") is not None and not link.get("username"):
+        yield Problem("link.password_file", "has no effect without link.username: set both")
+    if link.get("key") is not None and link.get("certificate") is None:
+        yield Problem("link.key", "belongs to link.certificate: set both")
+    where = _attempt(place, url)
+    if where is not None and not where.encrypted:
+        for key in ("ca", "certificate", "key", "server_name"):
+            if link.get(key) not in (None, ""):
+                yield Problem(f"link.{key}", f"{where.scheme}:// speaks no TLS: remove it, or use mqtts:// or wss://")
 
 
 def _listener_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -1237,6 +1350,21 @@ def warnings(settings: Settings) -> list[str]:
             for place, entry in named
             if entry == ANONYMOUS
         )
+    outside = broker.outside
+    if outside is not None and not outside.local and not outside.encrypted:
+        found.append(
+            f"broker.url: what goes to {outside.host} and comes from there, the gateway's password too, crosses the network"
+            " unencrypted: use mqtts:// or wss://"
+        )
+    if outside is not None:
+        found += (
+            f"namespace[{i}].observe: who may read is up to the broker's own access rules, and those of config/mosquitto let"
+            " every client read every object"
+            for i, namespace in enumerate(settings.namespace)
+            if tuple(namespace.observe) != ("*",)
+        )
+    if outside is None and settings.link != LinkSettings():
+        found.append("link: has no effect with the broker inside: set broker.url to a broker outside, or remove it")
     reachable = [(f"listener[{i}].url", each.place) for i, each in enumerate(settings.listener)]
     if broker.listener is not None:
         reachable.insert(0, ("broker.url", Place("mqtt", *broker.listener, "")))

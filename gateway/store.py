@@ -202,6 +202,11 @@ class Store:
 
     # ---- start ---------------------------------------------------------------------------------------------------------
 
+    def last_epoch(self) -> int:
+        """The epoch claimed last; 0 in an empty folder."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
+        return row[0] if row is not None else 0
+
     def claim_epoch(self, number: int, *, seen: int = 0) -> int:
         """A new epoch for this run, stored with a full flush before it is returned.
 
@@ -211,9 +216,8 @@ class Store:
         clock, after many starts in a row, is not let ahead, or a wiped folder would go back.
         """
         db = self._db
-        row = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
-        before = row[0] if row is not None else 0
-        if row is None:
+        before = self.last_epoch()
+        if not before:
             time.sleep(1 - time.time() % 1)
         epoch: int = (max(before, seen, int(time.time()) * 256) & ~0xFF) | number
         if epoch <= max(before, seen):

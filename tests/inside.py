@@ -31,7 +31,10 @@ PASSWORD = "correct horse"
 class Inside:
     """A running gateway; `port` is where it listens."""
 
-    def __init__(self, folder: Path, settings: str, clients: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, settings: str, clients: tuple[str, ...], url: str = "embedded://127.0.0.1:0"
+    ) -> None:
+        self.url = url
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gateway.toml"
         self.state = folder / "state"
@@ -61,7 +64,7 @@ class Inside:
     async def _live(self) -> None:
         self._stop = asyncio.Event()
         try:
-            service = build(load(self.path, {"CTXT_BROKER__URL": "embedded://127.0.0.1:0"}))
+            service = build(load(self.path, {"CTXT_BROKER__URL": self.url}))
             await service.start()
         except BaseException as error:
             self.problem = error
@@ -97,15 +100,15 @@ class Inside:
         return found
 
     def stop(self) -> None:
-        if self._stop is not None:
+        if self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
         assert not self._thread.is_alive()
 
 
 @contextlib.contextmanager
-def inside(folder: Path, settings: str = "", *clients: str) -> Iterator[Inside]:
-    gateway = Inside(folder, settings, clients or ("sensor", "dash", "mallory"))
+def inside(folder: Path, settings: str = "", *clients: str, url: str = "embedded://127.0.0.1:0") -> Iterator[Inside]:
+    gateway = Inside(folder, settings, clients or ("sensor", "dash", "mallory"), url)
     try:
         yield gateway
     finally:

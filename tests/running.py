@@ -42,7 +42,7 @@ objects_per_client = 1_000_000
 bytes_per_client = "1GiB"
 """
 
-_LISTENS = re.compile(r"listens on mqtt://\S+:(\d+), epoch (\d+), ([\d,]+) object")
+_LISTENS = re.compile(r"(?:listens|serves) on \w+://\S+?, epoch (\d+), ([\d,]+) object")
 
 
 class ProgramError(CtxtError):
@@ -119,16 +119,20 @@ def usage(pid: int) -> Usage:
 class Gateway:
     """A gateway process on a port and a state folder that stay the same over every start."""
 
-    def __init__(self, folder: Path, *, top: str = "", broker: str = "", rest: str = OWN_NAMESPACE) -> None:
-        """`top` are settings before the first table, `broker` lines of [broker], `rest` all other tables."""
+    def __init__(
+        self, folder: Path, *, top: str = "", broker: str = "", rest: str = OWN_NAMESPACE, outside: str | None = None
+    ) -> None:
+        """`top` are settings before the first table, `broker` lines of [broker], `rest` all other tables.
+
+        `outside` is the URL of a broker that the gateway joins.
+        """
         self.folder = folder
         self.port = free_port()
         self.state_dir = folder / "state"
         self.state_dir.mkdir(mode=0o700, exist_ok=True)
         self.config = folder / "gateway.toml"
-        self.config.write_text(
-            f'state_dir = "{self.state_dir}"\n{top}\n[broker]\nurl = "embedded://{HOST}:{self.port}"\n{broker}\n{rest}\n'
-        )
+        url = outside or f"embedded://{HOST}:{self.port}"
+        self.config.write_text(f'state_dir = "{self.state_dir}"\n{top}\n[broker]\nurl = "{url}"\n{broker}\n{rest}\n')
         self.process: subprocess.Popen[bytes] | None = None
         self._out = folder / "gateway.out"
         self._launched = 0.0
@@ -185,8 +189,8 @@ class Gateway:
                 raise ProgramError(f"the gateway does not listen after {timeout:g} s:\n{self.errors()}")
             time.sleep(0.005)
         self.start_seconds = time.monotonic() - self._launched
-        self.epoch = int(found[2])
-        self.objects = int(found[3].replace(",", ""))
+        self.epoch = int(found[1])
+        self.objects = int(found[2].replace(",", ""))
 
     def start(self, *, timeout: float = 30.0, environment: Mapping[str, str] | None = None) -> None:
         """`launch` and `wait`."""
@@ -228,10 +232,11 @@ def gateway(
     broker: str = "",
     rest: str = OWN_NAMESPACE,
     clients: Mapping[str, str] | None = None,
+    outside: str | None = None,
     start: bool = True,
 ) -> Iterator[Gateway]:
     """A gateway with these settings and clients (name -> password), running unless `start` is False, gone at the end."""
-    made = Gateway(folder, top=top, broker=broker, rest=rest)
+    made = Gateway(folder, top=top, broker=broker, rest=rest, outside=outside)
     for name, password in (clients or {}).items():
         made.add_client(name, password)
     try:

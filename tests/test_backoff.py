@@ -148,6 +148,8 @@ class Counting(Credentials):
 
 
 class Nothing:
+    counter = 0
+
     def receive(self, batch: list[Publish]) -> None:
         raise AssertionError
 
@@ -168,6 +170,21 @@ class Nothing:
 
     def lost(self, client: str) -> None:
         pass
+
+    def announcement(self, status: str) -> bytes:
+        raise AssertionError
+
+    def begin(self, seen: int, own: int) -> int:
+        raise AssertionError
+
+    def joined(self, *, lost: bool, strays: list[str]) -> None:
+        raise AssertionError
+
+    def session_lost(self, key: tuple[str, str]) -> None:
+        raise AssertionError
+
+    def link_failed(self, error: BaseException) -> None:
+        raise AssertionError
 
 
 def local(tmp_path: Path, clock: Clock, limit: int = 3) -> tuple[LocalLink, Counting]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from gateway import control
 from gateway.counts import Histogram
+from gateway.links.dial import Way
+from gateway.links.remote import Remote, RemoteLink
 from tests.inside import Client, Inside, clients, inside
 from tests.test_control import answer, ctxt
 
@@ -44,6 +46,8 @@ def test_every_counter_is_documented_as_it_is_and_no_other_one(tmp_path: Path) -
     with inside(tmp_path) as gateway:
         found = answer(gateway, "counters")
     assert {item["kind"] for item in found} == {"counter", "gauge", "histogram"}
+    outside = RemoteLink(Remote(Way("mqtt", "broker.home.local", 1883), "gateway1"), gateway_id="gateway1")
+    found += [family.item() for family in outside.families()]
     for item in found:
         label = f"`{item['label']}`" if "label" in item else ""
         assert f"| `{item['name']}` | {item['kind']} | {label} | {item['help']} |\n" in DOCS

@@ -28,7 +28,7 @@ PURE = {
 MAY_KNOW = {
     "wire": {"errors", "topics", "wire"},
     "broker": {"errors", "topics", "wire", "broker", "counts", "sessions"},
-    "links": {"errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics", "sessions"},
+    "links": {"counts", "errors", "wire", "broker", "acl", "credentials", "rights", "links", "topics", "sessions"},
     "acl": {"rights", "errors"},
     "store": {"errors", "objects", "redelivery", "catalogue", "sessions"},
     "control": {"broker", "counts", "errors", "wire"},

@@ -464,7 +464,7 @@ def test_a_removed_client_is_disconnected(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_told_clearly(tmp_path: Path) -> None:
-    from gateway.links.local import LinkError
+    from gateway.links.link import LinkError
     from gateway.service import build
     from gateway.settings import load
 

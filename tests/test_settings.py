@@ -99,6 +99,8 @@ def test_every_single_setting_can_be_set_by_its_environment_name() -> None:
     for key, value in plain.items():
         members = {f"{key}__{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         for name, item in members.items():
+            if item is None:
+                continue  # left out is what it is
             environ[f"CTXT_{name.upper()}"] = item if isinstance(item, str) else orjson.dumps(item).decode()
     assert len(environ) > 40
     assert load(None, environ) == load(None, HOME)
@@ -376,11 +378,53 @@ def test_the_url_of_the_broker_inside_is_a_host_and_a_port(url: str, host: str, 
     assert load(None, {**HOME, "CTXT_BROKER__URL": url}).broker.listener == found
 
 
-@pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws", "wss"])
-def test_a_broker_outside_is_refused_by_this_version(tmp_path: Path, scheme: str) -> None:
-    problem = only_problem(tmp_path, f'[broker]\nurl = "{scheme}://broker.local"\n')
-    assert problem.place == "broker.url"
-    assert "this version runs the broker inside; use embedded://" in problem.reason
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("mqtt://broker.local", ("mqtt", "broker.local", 1883, "")),
+        ("mqtts://broker.local", ("mqtts", "broker.local", 8883, "")),
+        ("ws://[::1]:9001", ("ws", "::1", 9001, "/mqtt")),
+        ("wss://broker.local:443/x", ("wss", "broker.local", 443, "/x")),
+        ("unix:///run/mosquitto.sock", ("unix", "", 0, "/run/mosquitto.sock")),
+    ],
+)
+def test_a_broker_outside_is_named_by_its_url(url: str, place: tuple[str, str, int, str]) -> None:
+    broker = load(None, {**HOME, "CTXT_BROKER__URL": url}).broker
+    assert broker.outside == place
+    assert broker.listener is None
+
+
+OUTSIDE = '[broker]\nurl = "mqtt://127.0.0.1:1884"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ('[broker]\nurl = "ws://broker.local"\n', "broker.url", "needs a port"),
+        ('[broker]\nurl = "mqtt://0.0.0.0"\n', "broker.url", "name the broker's"),
+        ('[broker]\nurl = "mqtt://a:b@broker.local"\n', "broker.url", "takes no user name and password"),
+        (f'{OUTSIDE}[[listener]]\nurl = "mqtt://127.0.0.1:1885"\n', "listener", "remove the [[listener]]s"),
+        (f"{OUTSIDE}anonymous = true\n", "broker.anonymous", "in its own settings"),
+        (f'{OUTSIDE}[link]\npassword_file = "x"\n', "link.password_file", "without link.username"),
+        (f'{OUTSIDE}[link]\nca = "x"\n', "link.ca", "mqtt:// speaks no TLS"),
+        (f'{OUTSIDE}[link]\nserver_name = "x"\n', "link.server_name", "mqtt:// speaks no TLS"),
+        ('[broker]\nurl = "mqtts://h"\n[link]\nkey = "x"\n', "link.key", "belongs to link.certificate"),
+        ('[link]\ntopic_escape = "a"\n', "link.topic_escape", "neither letters nor digits"),
+        ('[link]\ntopic_escape = "%"\n', "link.topic_escape", "neither letters nor digits"),
+        ('[link]\ntopic_escape = ".."\n', "link.topic_escape", "each once"),
+        ('[link]\nprotocol = "4"\n', "link.protocol", "must be 'auto', '5' or '3.1.1'"),
+    ],
+)
+def test_what_does_not_go_with_a_broker_outside_is_refused(tmp_path: Path, text: str, place: str, reason: str) -> None:
+    problem = only_problem(tmp_path, text)
+    assert problem.place == place
+    assert reason in problem.reason
+
+
+def test_a_broker_outside_is_warned_of_where_nobody_enforces_what_is_set(tmp_path: Path) -> None:
+    text = '[broker]\nurl = "mqtt://broker.local"\n[[namespace]]\nmatch = "ctxt://h/{client}/**"\nobserve = ["a"]\n'
+    found = warnings(from_text(tmp_path, text))
+    assert {each.split(":")[0] for each in found} == {"namespace[0].observe", "broker.url"}
 
 
 @pytest.mark.parametrize(
@@ -600,12 +644,17 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
     default = load(None, HOME)
     shown = orjson.loads(show(settings, json=True))
     for key, value in orjson.loads(show(default, json=True)).items():
-        if key not in ("namespace", "topic", "groups", "listener"):
+        if key == "link":
+            # A file that is left out by default is shown with an example.
+            assert {name: shown[key][name] for name, item in value.items() if item is not None}.items() <= value.items()
+        elif key not in ("namespace", "topic", "groups", "listener"):
             assert shown[key] == value, key
     assert settings.namespace[-1] == default.namespace[0]
     assert len(settings.namespace) == 2
     assert len(settings.topic) == 1
-    assert warnings(settings) == []
+    assert [each.split(":")[0] for each in warnings(settings)] == ["link"], (
+        "its examples are of no use to the broker inside"
+    )
 
 
 def test_the_default_namespace_binds_the_client() -> None:

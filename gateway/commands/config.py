@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gateway import settings as room
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.terminal import environment, out, write_json, write_note
+from gateway.data import folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +82,6 @@ def check(given: Path | None, *, json: bool) -> None:
 def _schemas_problem(settings: Settings) -> str | None:
     """What is wrong with the schemas that the settings name."""
     from gateway.catalogue import Catalogue, CatalogueError  # noqa: PLC0415 - slow to import, and only this needs it
-    from gateway.data import folder  # noqa: PLC0415 - as above
 
     try:
         catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
@@ -109,3 +109,8 @@ def init(path: Path, *, force: bool) -> None:
     except OSError as error:
         raise CommandError(Exit.IO, f"cannot write {path}: {error.strerror or error}") from error
     out.print(f"{path} written: every line that is commented out shows a default", markup=False)
+
+
+def path() -> None:
+    """Print the folder of the shipped files, for scripts."""
+    sys.stdout.write(f"{folder('config')}\n")

@@ -27,7 +27,7 @@ from gateway.commands.run import built
 from gateway.commands.scopes import Scope
 from gateway.commands.terminal import age, is_terminal, out, printable, status_text, write_note
 from gateway.credentials import Credentials, generate_password
-from gateway.links.local import LinkError
+from gateway.links.link import LinkError
 from gateway.messages import instant
 
 if TYPE_CHECKING:

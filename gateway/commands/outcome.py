@@ -24,6 +24,7 @@ class Exit(IntEnum):
     NOT_ALLOWED = 4
     NO_CONNECTION = 5
     INVALID = 6
+    NO_PLACE = 7
     IO = 74
     CONFIG = 78
     INTERRUPTED = 130

@@ -19,7 +19,8 @@ from gateway.catalogue import CatalogueError
 from gateway.commands import config
 from gateway.commands.outcome import CommandError, Exit
 from gateway.credentials import CredentialsError
-from gateway.links.local import LinkError
+from gateway.links import mosquitto
+from gateway.links.link import LinkError, TakenOverError
 from gateway.service import Service, build
 from gateway.settings import warnings
 from gateway.store import StoreError
@@ -96,21 +97,34 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     service = built(settings)
-    try:
-        await service.start()
-    except LinkError as error:
+    starting = asyncio.ensure_future(service.start())
+    waiting = asyncio.ensure_future(asked.wait())
+    # A broker outside may be away for long: who is asked to stop meanwhile stops.
+    await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
         await _stop(service)
-        raise CommandError(Exit.IO, str(error)) from error
+        return
+    try:
+        starting.result()
+    except LinkError as error:
+        waiting.cancel()
+        await _stop(service)
+        raise CommandError(Exit.NO_PLACE if isinstance(error, TakenOverError) else Exit.IO, str(error)) from error
+    outside = settings.broker.outside
+    if outside is not None and outside.local:
+        for warning in mosquitto.warnings(settings.link.broker_config or mosquitto.SETTINGS, outside.port):
+            _log.warning("%s", warning)
     _tune_memory()
     objects = len(service.engine.objects)
     sys.stdout.write(
-        f"ctxt-gateway {gateway.__version__} listens on {service.urls[0]}, "
+        f"ctxt-gateway {gateway.__version__} {service.verb} {service.urls[0]}, "
         f"epoch {service.epoch}, {objects:,} object{'s' * (objects != 1)}, state in {settings.state_dir}\n"
         + "".join(f"also on {url}\n" for url in service.urls[1:])
     )
     sys.stdout.flush()
     assert service.failed is not None
-    waiting = asyncio.ensure_future(asked.wait())
     await asyncio.wait((waiting, service.failed), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     reason = service.failed.exception() if service.failed.done() and not service.failed.cancelled() else None
@@ -118,7 +132,8 @@ async def _serve(settings: Settings) -> None:
         # Closing fails for the same reason, most likely: the first one is told.
         with suppress(CommandError):
             await _stop(service)
-        raise CommandError(Exit.IO, f"the gateway cannot go on: {reason}")
+        code = Exit.NO_PLACE if isinstance(reason, TakenOverError) else Exit.IO
+        raise CommandError(code, f"the gateway cannot go on: {reason}")
     await _stop(service)
     _log.info("stopped")
 

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.broker import counters
 from gateway.broker.house import Refusal
 from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
 from gateway.credentials import ClientNameError, check_name
-from gateway.errors import CtxtError
 from gateway.links.backoff import Backoff
+from gateway.links.link import LinkError
 from gateway.rights import ANONYMOUS, STATISTICS
 from gateway.wire.packets import Reason
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.acl.embedded import EmbeddedAcl
     from gateway.broker.house import Limits, Peer
     from gateway.broker.session import Session
+    from gateway.counts import Family
     from gateway.credentials import Credentials
     from gateway.links.link import Receiver
     from gateway.wire.packets import Publish
@@ -43,10 +45,6 @@ REMADE = ("snapshot", "delta", "value", "gateway")
 """The verbs whose messages are made anew after a restart, under a new epoch: those of the old one are of no use then."""
 
 
-class LinkError(CtxtError):
-    """The broker cannot be reached or opened. The sentence says which address, why, and what to do."""
-
-
 class Entrance(NamedTuple):
     """A listener and who may come in there. `anonymous` admits clients without a name, where they are on this machine.
 
@@ -61,6 +59,9 @@ class Entrance(NamedTuple):
 
 class LocalLink:
     """Joins the service to the broker inside: the broker's `House` on one side, the service's `Link` on the other."""
+
+    ready = True
+    room = True
 
     def __init__(
         self,
@@ -143,6 +144,10 @@ class LocalLink:
             self._poll.cancel()
         await self.broker.stop()
         self._hashing.shutdown(wait=False)
+
+    def families(self) -> Iterator[Family]:
+        """What the broker inside counts."""
+        return counters.families(self.broker)
 
     def session(self, publish: Publish) -> tuple[str, str]:
         """(client, client id): whose packet identifiers these are."""

@@ -130,6 +130,7 @@ class Decoder:
     """Bytes of one connection into packets.
 
     `server` reads what clients send (the first packet must be CONNECT, and says the level); else `level` is given, 4 or 5.
+    `topics` is how many topic names are kept as strings, with TOPIC_BYTES for each TOPICS of them.
     After an error it refuses everything.
     """
 
@@ -138,6 +139,8 @@ class Decoder:
         "_allowed",
         "_buffer",
         "_dead",
+        "_most_bytes",
+        "_most_topics",
         "_need",
         "_paused",
         "_server",
@@ -148,7 +151,9 @@ class Decoder:
         "max_packet",
     )
 
-    def __init__(self, *, server: bool, level: int = 0, max_packet: int = 262_144, alias_maximum: int = 0) -> None:
+    def __init__(
+        self, *, server: bool, level: int = 0, max_packet: int = 262_144, alias_maximum: int = 0, topics: int = TOPICS
+    ) -> None:
         if level not in ((0, 4, 5) if server else (4, 5)):
             raise ValueError(f"level {level}: give 4 (MQTT 3.1.1) or 5")
         self.level = level
@@ -161,6 +166,8 @@ class Decoder:
         self._aliases: dict[int, str] = {}
         self._topics: dict[bytes, str] = {}
         self._topic_bytes = 0
+        self._most_topics = topics
+        self._most_bytes = topics * TOPIC_BYTES // TOPICS
         self._paused = False
         self._dead: tuple[str, int] | None = None
 
@@ -332,8 +339,8 @@ class Decoder:
         if not valid_name(topic):
             bad("the topic has wildcards or too many levels", Reason.TOPIC_NAME_INVALID)
         size = len(name)
-        if size <= TOPIC_BYTES >> 4:
-            if len(self._topics) >= TOPICS or self._topic_bytes + size > TOPIC_BYTES:
+        if size <= self._most_bytes >> 4:
+            if len(self._topics) >= self._most_topics or self._topic_bytes + size > self._most_bytes:
                 self._topics.clear()
                 self._topic_bytes = 0
             self._topics[name] = topic

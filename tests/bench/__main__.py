@@ -1,4 +1,4 @@
-"""`python -m tests.bench embedded|objects|plain`: how fast the gateway is, beside a bare mosquitto in the same run.
+"""`python -m tests.bench embedded|objects|plain|broker|away|endure`: how fast the gateway is, beside a bare mosquitto in the same run.
 
 Results go to standard output, progress to standard error.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.errors import CtxtError
+from tests.bench.beside import away, broker, endure
 from tests.bench.load import Round, Stream
 from tests.bench.measure import (
     MOSQUITTO,
@@ -229,6 +230,9 @@ def main() -> int:
         "embedded": embedded,
         "objects": objects,
         "plain": plain,
+        "broker": broker,
+        "away": away,
+        "endure": endure,
     }
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__)
@@ -241,6 +245,15 @@ def main() -> int:
         command.add_argument("--qos", type=int, choices=(0, 1), default=1, help="of reports and of deltas")
         command.add_argument("--window", type=int, default=200, help="messages on their way when pipelined")
         command.add_argument("--durability", choices=("process", "power"), default="process")
+    for name in ("broker", "away", "endure"):
+        command = commands.choices[name]
+        command.add_argument("--window", type=int, default=200, help="messages on their way when pipelined")
+        command.add_argument("--durability", choices=("process", "power"), default="process")
+    commands.choices["away"].add_argument("--away", type=float, default=60.0, help="seconds without a broker")
+    commands.choices["endure"].add_argument("--minutes", type=int, default=10)
+    command = commands.choices["broker"]
+    command.add_argument("--with-node-red", action="store_true", help="a Node-RED flow too, installed from npm for it")
+    command.add_argument("--with-thingsboard", action="store_true", help="thingsboard-gateway too, installed for it")
     commands.choices["embedded"].add_argument("--objects", type=int, default=100)
     commands.choices["objects"].add_argument("--count", type=int, default=100_000)
     commands.choices["objects"].add_argument("--rest", type=float, default=10.0, help="seconds of rest to measure")

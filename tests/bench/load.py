@@ -292,11 +292,14 @@ class Publisher(Wire):
         self.times = [] if timed else None
         self._write()
         progress = -1
-        while not self._done.done():
-            await asyncio.wait((self._done,), timeout=QUIET)
-            if not self._done.done() and progress == (progress := self._arrived()):
-                raise LoadError(f"nothing has arrived for {QUIET:g} s: {self.sent} sent, {self._arrived()} arrived")
-        self._done.result()
+        try:
+            while not self._done.done():
+                await asyncio.wait((self._done,), timeout=QUIET)
+                if not self._done.done() and progress == (progress := self._arrived()):
+                    raise LoadError(f"nothing has arrived for {QUIET:g} s: {self.sent} sent, {self._arrived()} arrived")
+            self._done.result()
+        finally:
+            self._done = None
         self.stream.position = self._base + self.sent
         return self.sent - start, perf_counter() - began
 
