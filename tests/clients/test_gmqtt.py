@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-import gmqtt  # type: ignore[import-untyped]
+import gmqtt
 import pytest
 
 from tests.inside import PASSWORD, inside
