@@ -65,6 +65,7 @@ QUEUE_BYTES = 4 << 20
 """What waits for the broker before no more reports are taken in. A batch may go beyond it once."""
 
 WAITING = 20_000
+WAITING_BYTES = 16 << 20
 """Messages for single clients and retained ones that wait while the broker is away; what goes beyond is dropped and counted."""
 
 HELD_BYTES = 8 << 20
@@ -230,7 +231,7 @@ class Wire(asyncio.Protocol):
         """Hot: one read is one batch."""
         self.heard_at = self.loop.time()
         self.pinged_at = 0.0
-        if not self.greeting.done() and self.level == 5 and data[:2] == b"\x20\2" and 0 < data[3] < 6:
+        if not self.greeting.done() and self.level == 5 and data[:2] == b"\x20\2" and b"\1" <= data[3:4] < b"\6":
             # A broker that does not know MQTT 5 says so in the words of 3.1.1 (MQTT 5 section 3.1.2.2).
             self.greeting.set_result(Connack(reason=Reason.UNSUPPORTED_PROTOCOL_VERSION))
             return
@@ -495,7 +496,7 @@ class RemoteLink:
         route = Route(self._escaped(topic), retain, encode_properties(properties) if properties else b"")
         if self._ready:
             self._send(route, payload, qos)
-        elif qos and len(self._queue) < WAITING:
+        elif qos and len(self._queue) < WAITING and self._queued < WAITING_BYTES:
             self._enqueue(route, payload, qos)
         else:
             self.counters.dropped_away += 1
@@ -725,7 +726,7 @@ class RemoteLink:
         try:
             found = orjson.loads(payload)
             epoch = int(found["epoch"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             epoch = 0
         if topic == self._own_topic:
             if not epoch:
@@ -829,6 +830,8 @@ class RemoteLink:
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
+        if not isinstance(error, LinkError):
+            _log.critical("an error of the link's own", exc_info=error)
         if self._started is not None and not self._started.done():
             self._started.set_exception(error)
         elif self._receiver is not None:

@@ -508,7 +508,9 @@ def test_a_broker_that_knows_only_3_1_1_gets_it(tmp_path: Path) -> None:
         running.launch()
         peer = broker.accept()
         assert peer.expect(Connect).level == 5
-        peer.send(b"\x20\x02\x00\x01")
+        peer.send(b"\x20\x02")
+        time.sleep(0.05)  # in two pieces
+        peer.send(b"\x00\x01")
         peer.close()
         peer = broker.accept()
         assert peer.join().level == 4
