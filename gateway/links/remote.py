@@ -394,6 +394,7 @@ class RemoteLink:
         self._strays: list[str] = []
         self._others = 0
         self._seen = 0
+        self._warned: set[str] = set()
         # What the broker keeps of ours.
         self._epoch = 0
         self._confirmed = 0
@@ -942,6 +943,27 @@ class RemoteLink:
         wire.aliases = said.get(Property.TOPIC_ALIAS_MAXIMUM, 0)
         wire.keep_alive = said.get(Property.SERVER_KEEP_ALIVE, remote.keep_alive)
         self.counters.connections += 1
+        self._warn(said)
+
+    def _warn(self, said: Properties) -> None:
+        """Say, once, what the broker's limits will lose."""
+        remote = self._remote
+        found = []
+        expiry = said.get(Property.SESSION_EXPIRY_INTERVAL, remote.session_expiry)
+        if expiry < remote.session_expiry:
+            found.append(f"keeps reports for an absent gateway for {expiry:,} s only, not {remote.session_expiry:,} s")
+        if not said.get(Property.MAXIMUM_QOS, 2):
+            found.append("takes QoS 0 only: what is lost on the way is not sent again")
+        packet = said.get(Property.MAXIMUM_PACKET_SIZE, remote.max_packet)
+        if packet < remote.max_packet:
+            found.append(
+                f"takes packets of at most {packet:,} bytes: larger snapshots and deltas cannot be published; "
+                "raise its limit, or lower limits.data_bytes"
+            )
+        for sentence in found:
+            if sentence not in self._warned:
+                self._warned.add(sentence)
+                _log.warning("%s %s", remote.way, sentence)
 
     async def _join(self, wire: Wire, session_present: bool) -> None:
         """Read what the broker keeps, send again what it has not acknowledged, then take reports in. Raises DialError, RefusedError."""

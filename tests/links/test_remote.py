@@ -527,6 +527,28 @@ def test_a_broker_that_knows_only_3_1_1_gets_it(tmp_path: Path) -> None:
         assert peer.expect(Puback).packet_id == 1
 
 
+def test_limits_that_lose_something_are_warned_of_once(tmp_path: Path) -> None:
+    properties = {
+        Property.SESSION_EXPIRY_INTERVAL: 60,
+        Property.MAXIMUM_QOS: 0,
+        Property.MAXIMUM_PACKET_SIZE: 5_000,
+    }
+    with with_fake(tmp_path, properties=properties) as (broker, peer, running):
+        peer.close()
+        back = broker.accept()
+        back.join(properties)
+        back.send(Publish(f"report/sensor/{TOPIC}", json.dumps(warm(1)).encode(), 1, packet_id=1))
+        back.expect(Puback)
+        text = running.errors()
+        for sentence in (
+            "keeps reports for an absent gateway for 60 s only, not 3,600 s",
+            "takes QoS 0 only",
+            "takes packets of at most 5,000 bytes",
+        ):
+            assert text.count(sentence) == 1
+        assert all(packet.qos == 0 for each in (peer, back) for packet in each.heard if isinstance(packet, Publish))
+
+
 @pytest.mark.parametrize("present", [True, False])
 def test_what_was_not_acknowledged_is_sent_again(tmp_path: Path, present: bool) -> None:
     with with_fake(tmp_path) as (broker, peer, _):
@@ -545,7 +567,7 @@ def test_what_was_not_acknowledged_is_sent_again(tmp_path: Path, present: bool) 
             assert found.packet_id == first.packet_id
 
 
-def test_a_message_that_comes_again_is_acknowledged_and_not_applied_again(tmp_path: Path) -> None:
+def test_a_message_that_comes_backis_acknowledged_and_not_applied_again(tmp_path: Path) -> None:
     append = json.dumps([{"op": "add", "path": "/values/a/value/-", "value": 1}]).encode()
     with with_fake(tmp_path) as (broker, peer, _):
         start = json.dumps({"values": {"a": {"value": []}}}).encode()
