@@ -30,7 +30,7 @@ from gateway.links.remote import Remote, RemoteLink
 from gateway.objects import Objects, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
-from gateway.store import Batch, Store, StoreError
+from gateway.store import RING_TTL, Batch, Store, StoreError
 from gateway.topics import matches
 from gateway.wire.packets import Property, Publish, Reason
 
@@ -172,7 +172,8 @@ class Service:
         )
         self._rings = loaded.rings
         self._sessions: dict[str, set[tuple[str, str]]] = {}
-        for key in self._rings:
+        for key, ring in self._rings.items():
+            ring.used = clock()
             self._sessions.setdefault(key[0], set()).add(key)
         self._dropped: list[tuple[str, str]] = []
         self._doors: dict[str, Door] = {}
@@ -344,13 +345,21 @@ class Service:
         rings = self._rings
         own = self._sessions.setdefault(session[0], set())
         while len(own) >= RINGS:
-            oldest = min(own, key=lambda key: rings[key].used)
-            own.remove(oldest)
-            del rings[oldest]
-            self._dropped.append(oldest)
+            self._forget(min(own, key=lambda key: rings[key].used))
         own.add(session)
         ring = rings[session] = Ring(self._ring_length)
         return ring
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        """A ring goes; the store is told with the next batch."""
+        if self._rings.pop(key, None) is not None:
+            self._sessions[key[0]].discard(key)
+            self._dropped.append(key)
+
+    def _forget_silent(self, now: float) -> None:
+        """The rings of sessions that have long been silent."""
+        for key in [key for key, ring in self._rings.items() if ring.used < now - RING_TTL]:
+            self._forget(key)
 
     def _door(self, topic: str) -> Door:
         """What a topic means; kept for the next message on it."""
@@ -508,9 +517,7 @@ class Service:
 
     def session_lost(self, key: tuple[str, str]) -> None:
         """Forget the redelivery ring of a session that is no more."""
-        if self._rings.pop(key, None) is not None:
-            self._sessions.get(key[0], set()).discard(key)
-            self._dropped.append(key)
+        self._forget(key)
 
     def link_failed(self, error: BaseException) -> None:
         """The link cannot go on, and so cannot the gateway; what is stored stays."""
@@ -792,6 +799,7 @@ class Service:
             self._fail(error)
             return
         self._checkpointed = self._clock()
+        self._forget_silent(self._checkpointed)
 
 
 def _reason(code: int) -> int:

@@ -90,7 +90,7 @@ MIGRATIONS: dict[int, str] = {1: _SESSIONS}
 """From a schema version to the next: the statements that lead there."""
 
 RING_TTL = 7 * 86_400
-"""Seconds after which the ring of a session that has sent nothing is dropped at a start."""
+"""Seconds after which the ring of a session that has sent nothing is dropped."""
 
 FOLD = 2_000
 """Objects that one slice of a fold writes: some milliseconds."""

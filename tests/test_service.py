@@ -726,3 +726,22 @@ def test_a_subscription_that_matches_little_does_not_search_everything_at_once(t
             return len(found)
 
         assert gateway.call(steps) >= 20
+
+
+def test_the_redelivery_ring_of_a_silent_session_is_forgotten_here_and_in_the_store(tmp_path: Path) -> None:
+    with inside(tmp_path) as gateway:
+        with clients(gateway.port, "sensor") as (sensor,):
+            sensor.report("sensor/room", warmer(1))
+        with clients(gateway.port, "dash") as (dash,):
+            dash.report("dash/room", warmer(1))
+            key, other = sorted(gateway.call(lambda service: list(service._rings)))
+
+            def forget(service: Service) -> None:
+                service._rings[key].used -= 400 * 86_400
+                service._forget_silent(service._clock())
+
+            gateway.call(forget)
+            assert gateway.call(lambda service: list(service._rings)) == [other]
+            dash.report("dash/room", warmer(2))
+    with inside(tmp_path) as gateway:
+        assert gateway.call(lambda service: list(service._rings)) == [other]
