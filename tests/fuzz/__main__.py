@@ -43,7 +43,7 @@ def run_wire(chosen: argparse.Namespace) -> int:
         print(f"{report.cases:,} cases, {report.edges:,} edges of code reached")
         if report.findings or not report.cases:
             print(report.log[-8_000:])
-    return len(report.findings) or not report.cases
+    return len(report.findings) or int(not report.cases)
 
 
 def run_differential(chosen: argparse.Namespace) -> int:
