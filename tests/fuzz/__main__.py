@@ -8,6 +8,9 @@ import time
 import traceback
 from pathlib import Path
 
+ROUND = 500
+"""Cases between two beginnings: hypothesis remembers all that it has tried."""
+
 
 def main() -> int:
     """See the module."""
@@ -43,7 +46,7 @@ def run_wire(chosen: argparse.Namespace) -> int:
         print(f"{report.cases:,} cases, {report.edges:,} edges of code reached")
         if report.findings or not report.cases:
             print(report.log[-8_000:])
-    return len(report.findings) or not report.cases
+    return len(report.findings) or int(not report.cases)
 
 
 def run_differential(chosen: argparse.Namespace) -> int:
@@ -70,15 +73,17 @@ def run_broker(chosen: argparse.Namespace) -> int:
     """1 if there was one: it is made small before the run ends."""
     from tests.fuzz import broker
 
+    left = chosen.cases
     try:
-        broker.run(chosen.cases, steps=chosen.steps)
+        while left > 0:
+            broker.run(min(left, ROUND), steps=chosen.steps)
+            left -= ROUND
+            print(dict(broker.TALLY), flush=True)
     except Exception:
         story = traceback.format_exc()
         print(story)
         save(chosen.findings / "broker.txt", story)
         return 1
-    finally:
-        print(broker.TALLY)
     return 0
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from gateway.wire.packets import Packet
 
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 512
 """MiB that the whole process may take: whoever believes a length field breaks it."""
 
@@ -103,12 +104,12 @@ def fuzz(seconds: int, findings: Path, corpus: Path | None = None) -> Report:
             (planted / f"{number:04}").write_bytes(data)
         log = start(
             f"-max_total_time={seconds}",
-            f"-artifact_prefix={findings}/",
+            f"-artifact_prefix={findings.resolve()}/",
             f"-rss_limit_mb={MEMORY}",
             f"-max_len={LONGEST}",
             "-timeout=20",
             "-print_final_stats=1",
-            str(grown),
+            str(grown.resolve()),
             str(planted),
         )
     cases = re.findall(r"stat::number_of_executed_units: *(\d+)", log) or re.findall(r"^#(\d+)", log, re.MULTILINE)
@@ -123,7 +124,7 @@ def fuzz(seconds: int, findings: Path, corpus: Path | None = None) -> Report:
 
 def replay(case: Path) -> Report:
     """One case again."""
-    log = start(str(case))
+    log = start(str(case.resolve()))
     return Report(1, 0, [case] if "Uncaught Python exception" in log else [], log)
 
 
@@ -133,6 +134,7 @@ def start(*arguments: str) -> str:
         [sys.executable, "-m", "tests.fuzz.wire", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "0"},
         check=False,
     )
