@@ -354,7 +354,7 @@ def test_what_the_broker_does_not_pass_on_to_the_gateway_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("mosquitto", "mosquitto")
-    monkeypatch.setattr("gateway.links.remote.JOIN", 0.5)
+    monkeypatch.setattr("gateway.links.remote.JOIN", 3.0)
     (tmp_path / "acl").write_text("topic readwrite snapshot/#\n")
     with (
         mosquitto(tmp_path, f"allow_anonymous true\nacl_file {tmp_path}/acl\n") as broker,
