@@ -65,8 +65,14 @@ class Inside:
         self._stop = asyncio.Event()
         try:
             service = build(load(self.path, {"CTXT_BROKER__URL": self.url}))
+        except BaseException as error:
+            self.problem = error
+            self._started.set()
+            return
+        try:
             await service.start()
         except BaseException as error:
+            await service.stop()
             self.problem = error
             self._started.set()
             return
