@@ -424,7 +424,10 @@ class Machine(RuleBasedStateMachine):
         state = self.states.setdefault(key, State(key, level))
         self.wills.pop(key, None)
         state.live, state.manner, state.will, state.expiry = client, manner, will, expiry
-        state.due = [one for one in state.due if self.allowed(user, one.topic) and not self.over(one.expires)]
+        state.due = [one for one in state.due if not self.over(one.expires)]
+        for one in state.due:
+            # It is judged when it goes out: later, where the window is full of what is half acknowledged.
+            one.must = one.must and self.allowed(user, one.topic)
 
     async def _publish(
         self, state: State, topic: str, payload: bytes, qos: int, retain: bool, expiry: int | None, again: bool
@@ -613,8 +616,8 @@ class Machine(RuleBasedStateMachine):
             for one in state.due
             if one.key == key and not self.over(one.expires) and not (one.sent and packet.qos == 2)
         ]
-        # Empty messages are all alike: a duplicate is one that has been sent, else it is the first that has not.
-        one = min(candidates, key=lambda one: one.sent != packet.dup, default=None)
+        # Empty messages are all alike: a duplicate is one that has been sent, else it is one that has not, and had to be.
+        one = min(candidates, key=lambda one: (one.sent != packet.dup, not one.must), default=None)
         if one is not None:
             assert one.sent or not packet.dup, f"a duplicate of what was never sent: {packet}"
             earlier = [
@@ -622,7 +625,7 @@ class Machine(RuleBasedStateMachine):
                 for other in state.due[: state.due.index(one)]
                 if other.must and not other.sent and not other.retain and (other.topic, other.qos) == (topic, one.qos)
             ]
-            assert one.retain or one.sent or not earlier, f"{packet} overtakes {earlier[0]}"
+            assert one.retain or one.sent or not packet.payload or not earlier, f"{packet} overtakes {earlier[0]}"
             one.sent = True
             if final:
                 state.due.remove(one)
