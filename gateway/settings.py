@@ -537,7 +537,11 @@ class LinkSettings(_Table):
     """How the gateway joins a broker outside, where `[broker] url` names one."""
 
     username: str | None = Field(
-        default=None, description="The name under which the gateway connects.", min_length=1, max_length=1024
+        default=None,
+        description="The name under which the gateway connects.",
+        min_length=1,
+        max_length=1024,
+        examples=["gateway"],
     )
     password_file: FileOrNone = Field(
         default=None,
@@ -1633,6 +1637,8 @@ def _kind(info: FieldInfo, unit: str | None) -> str:
         return " or ".join(f"`{_toml(choice)}`" for choice in get_args(kind))
     if kind == Path | None:
         return "file"
+    if kind == str | None:
+        return "text"
     if get_origin(kind) is tuple:
         if "_origin" in str(get_args(kind)[0]):
             return "list of origins"

@@ -19,6 +19,7 @@ from gateway.settings import (
     MIB,
     RESERVED_VARIABLES,
     NamespaceSettings,
+    Place,
     Problem,
     Settings,
     SettingsError,
@@ -99,7 +100,8 @@ def test_every_single_setting_can_be_set_by_its_environment_name() -> None:
     for key, value in plain.items():
         members = {f"{key}__{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         for name, item in members.items():
-            environ[f"CTXT_{name.upper()}"] = item if isinstance(item, str) else orjson.dumps(item).decode()
+            if item is not None:
+                environ[f"CTXT_{name.upper()}"] = item if isinstance(item, str) else orjson.dumps(item).decode()
     assert len(environ) > 40
     assert load(None, environ) == load(None, HOME)
 
@@ -374,11 +376,61 @@ def test_the_url_of_the_broker_inside_is_a_host_and_a_port(url: str, host: str, 
     assert load(None, {**HOME, "CTXT_BROKER__URL": url}).broker.listener == found
 
 
-@pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws", "wss"])
-def test_a_broker_outside_is_refused_by_this_version(tmp_path: Path, scheme: str) -> None:
-    problem = only_problem(tmp_path, f'[broker]\nurl = "{scheme}://broker.local"\n')
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("mqtt://broker.local:1884", Place("mqtt", "broker.local", 1884, "")),
+        ("mqtts://[::1]:8883", Place("mqtts", "::1", 8883, "")),
+        ("ws://broker.local:9001/some/path", Place("ws", "broker.local", 9001, "/some/path")),
+        ("wss://broker.local:443", Place("wss", "broker.local", 443, "/mqtt")),
+        ("unix:///run/mosquitto.sock", Place("unix", "", 0, "/run/mosquitto.sock")),
+    ],
+)
+def test_a_broker_outside_is_joined_by_its_url(tmp_path: Path, url: str, expected: Place) -> None:
+    settings = from_text(tmp_path, f'[broker]\nurl = "{url}"\n')
+    assert settings.broker.outside == expected
+    assert settings.broker.listener is None
+
+
+@pytest.mark.parametrize("url", ["mqtt://0.0.0.0:1883", "mqtt://[::]:1883", "mqtt://broker.local:0"])
+def test_a_broker_outside_has_a_place_to_connect_to(tmp_path: Path, url: str) -> None:
+    problem = only_problem(tmp_path, f'[broker]\nurl = "{url}"\n')
     assert problem.place == "broker.url"
-    assert "this version runs the broker inside; use embedded://" in problem.reason
+    assert "has no host and port to connect to" in problem.reason
+
+
+OUTSIDE = '[broker]\nurl = "mqtt://127.0.0.1:1883"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        (OUTSIDE + '[[listener]]\nurl = "ws://127.0.0.1:9001"\n', "listener", "clients connect there"),
+        (OUTSIDE + "anonymous = true\n", "broker.anonymous", "said in its own settings"),
+        (OUTSIDE + '[link]\npassword_file = "/p"\n', "link.password_file", "without link.username"),
+        (OUTSIDE.replace("mqtt:", "mqtts:") + '[link]\nkey = "/k"\n', "link.key", "belongs to link.certificate"),
+        (OUTSIDE + '[link]\nca = "/ca"\n', "link.ca", "mqtt:// speaks no TLS"),
+        (OUTSIDE + '[link]\nserver_name = "x"\n', "link.server_name", "use mqtts:// or wss://"),
+        (OUTSIDE + '[link]\nprotocol = "4"\n', "link.protocol", "3.1.1"),
+        (OUTSIDE + '[link]\ntopic_escape = "a"\n', "link.topic_escape", "neither letters nor digits"),
+        (OUTSIDE + '[link]\ntopic_escape = ".."\n', "link.topic_escape", "each once"),
+        (OUTSIDE + '[link]\ntopic_escape = "/"\n', "link.topic_escape", "%/+#$"),
+        (OUTSIDE + '[link]\nkeep_alive = "1s"\n', "link.keep_alive", "5"),
+    ],
+)
+def test_what_does_not_go_with_a_broker_outside(tmp_path: Path, text: str, place: str, words: str) -> None:
+    problem = only_problem(tmp_path, text)
+    assert problem.place == place
+    assert words in problem.reason
+
+
+def test_a_link_that_has_no_effect_or_tells_the_network_is_warned_of(tmp_path: Path) -> None:
+    (idle,) = warnings(from_text(tmp_path, '[link]\nusername = "x"\n'))
+    assert idle.startswith("link: has no effect with the broker inside")
+    (plain,) = warnings(from_text(tmp_path, '[broker]\nurl = "mqtt://192.0.2.1:1883"\n'))
+    assert plain.startswith("broker.url: what goes to 192.0.2.1 and comes from there")
+    assert warnings(from_text(tmp_path, '[broker]\nurl = "mqtts://192.0.2.1:8883"\n')) == []
+    assert warnings(from_text(tmp_path, OUTSIDE)) == []
 
 
 @pytest.mark.parametrize(
@@ -598,12 +650,14 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
     default = load(None, HOME)
     shown = orjson.loads(show(settings, json=True))
     for key, value in orjson.loads(show(default, json=True)).items():
-        if key not in ("namespace", "topic", "groups", "listener"):
+        if key not in ("namespace", "topic", "groups", "listener", "link"):
             assert shown[key] == value, key
+    assert shown["link"].keys() == orjson.loads(show(default, json=True))["link"].keys()
     assert settings.namespace[-1] == default.namespace[0]
     assert len(settings.namespace) == 2
     assert len(settings.topic) == 1
-    assert warnings(settings) == []
+    (warning,) = warnings(settings)
+    assert warning.startswith("link: has no effect with the broker inside")
 
 
 def test_the_default_namespace_binds_the_client() -> None:

@@ -113,6 +113,9 @@ REFUSED_FOR_GOOD = frozenset(
 )
 """Reasons of a CONNACK that trying again does not change."""
 
+PLAIN = "-._~!&'()*,;=:@"
+"""Characters, besides letters and digits, that stand in an object's URL as they are."""
+
 _T = TypeVar("_T")
 _A = TypeVar("_A", Suback, Unsuback)
 _log = logging.getLogger("gateway.link")
@@ -347,6 +350,8 @@ class RemoteLink:
         self._owned = tuple(f"{head}{verb}/" for verb in OWNED)
         self._commands = (f"{head}report/", f"{head}request/")
         self._escapes = [(each, f"%{ord(each):02X}") for each in remote.escape]
+        self._unescapes = [(code, each) for each, code in self._escapes if each in PLAIN]
+        self._escaped_head = self._escaped(head).decode()
         self._plain: dict[str, str] = {}
         self._level = 4 if remote.protocol == "3.1.1" else 5
         self._receiver: Receiver | None = None
@@ -577,9 +582,13 @@ class RemoteLink:
     def _unescaped(self, topic: str) -> str:
         plain = self._plain.get(topic)
         if plain is None:
-            plain = topic
-            for character, code in self._escapes:
+            # Its own prefix is known; below it, what is percent-encoded in an object's URL stays so.
+            at_home = topic.startswith(self._escaped_head)
+            plain = topic[len(self._escaped_head) :] if at_home else topic
+            for code, character in self._unescapes:
                 plain = plain.replace(code, character)
+            if at_home:
+                plain = self._head + plain
             if len(self._plain) >= UNESCAPED:
                 self._plain.clear()
             if len(topic) <= LONGEST_KEPT:
