@@ -1,4 +1,4 @@
-"""A whole gateway in this process, on a thread of its own: real broker, real sockets, real store."""
+"""A whole gateway in this process, on a thread of its own: real broker, inside or outside, real sockets, real store."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ PASSWORD = "correct horse"
 
 
 class Inside:
-    """A running gateway; `port` is where it listens."""
+    """A running gateway; `port` is where it listens, or where the broker at `url` does."""
 
-    def __init__(self, folder: Path, settings: str, clients: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, settings: str, clients: tuple[str, ...], url: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gateway.toml"
         self.state = folder / "state"
@@ -43,6 +43,7 @@ class Inside:
             if name not in there:
                 known.add(name, PASSWORD)
         known.close()
+        self._url = url
         self.service: Service | None = None
         self.problem: BaseException | None = None
         self._loop = uvloop.new_event_loop()
@@ -61,7 +62,7 @@ class Inside:
     async def _live(self) -> None:
         self._stop = asyncio.Event()
         try:
-            service = build(load(self.path, {"CTXT_BROKER__URL": "embedded://127.0.0.1:0"}))
+            service = build(load(self.path, {"CTXT_BROKER__URL": self._url}))
             await service.start()
         except BaseException as error:
             self.problem = error
@@ -104,8 +105,8 @@ class Inside:
 
 
 @contextlib.contextmanager
-def inside(folder: Path, settings: str = "", *clients: str) -> Iterator[Inside]:
-    gateway = Inside(folder, settings, clients or ("sensor", "dash", "mallory"))
+def inside(folder: Path, settings: str = "", *clients: str, url: str = "embedded://127.0.0.1:0") -> Iterator[Inside]:
+    gateway = Inside(folder, settings, clients or ("sensor", "dash", "mallory"), url)
     try:
         yield gateway
     finally:

@@ -272,7 +272,7 @@ class Wire(asyncio.Protocol):
 
     def flush(self) -> None:
         """Everything in one write."""
-        if self.out and self.transport is not None:
+        if self.out and self.transport is not None and not self.transport.is_closing():
             data = b"".join(self.out)
             self.out.clear()
             self.sent_at = self.loop.time()
@@ -406,7 +406,7 @@ class RemoteLink:
         """Wait a little for the last acknowledgements, say good-bye, close."""
         self._stopping = True
         wire = self._wire
-        if wire is not None and self._ready:
+        if wire is not None and self._ready and not wire.lost.done():
             # What comes now is the next run's; acknowledgements are still ours.
             wire.held = False
             wire.reading()
@@ -845,6 +845,7 @@ class RemoteLink:
             self._beat = wire.loop.call_later(1.0, self._tick, wire)
             await self._join(wire, connack.session_present, counter)
         except BaseException:
+            self._ready = False
             wire.end("the gateway gave up this connection")
             raise
         return wire
