@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PASSWORD = "correct horse"
+INSIDE = "embedded://127.0.0.1:0"
 
 
 class Inside:
     """A running gateway; `port` is where it listens, or where the broker at `url` does."""
 
-    def __init__(self, folder: Path, settings: str, clients: tuple[str, ...], url: str) -> None:
+    def __init__(self, folder: Path, settings: str, clients: tuple[str, ...], url: str = INSIDE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gateway.toml"
         self.state = folder / "state"
@@ -105,7 +106,7 @@ class Inside:
 
 
 @contextlib.contextmanager
-def inside(folder: Path, settings: str = "", *clients: str, url: str = "embedded://127.0.0.1:0") -> Iterator[Inside]:
+def inside(folder: Path, settings: str = "", *clients: str, url: str = INSIDE) -> Iterator[Inside]:
     gateway = Inside(folder, settings, clients or ("sensor", "dash", "mallory"), url)
     try:
         yield gateway

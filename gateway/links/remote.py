@@ -926,8 +926,9 @@ class RemoteLink:
         self._kept = (0, 0, False)
         self._strays.clear()
         retained = [f"{self._head}{verb}/#" for verb in ("snapshot", "value")] + [f"{self._head}gateway/+"]
-        await self._subscribe(wire, [(self._mark_topic, 1)])
-        await self._subscribe(wire, [(self._own_topic, 1), *((topic, 0) for topic in retained if first)])
+        # At QoS 0: what comes at QoS 1 waits behind the reports of the session, and those wait for the gateway to have joined.
+        await self._subscribe(wire, [self._mark_topic], qos=0)
+        await self._subscribe(wire, [self._own_topic, *(retained if first else ())], qos=0)
         await self._all_there(wire)
         if first:
             if not self._remote.open and await self._anybody_may(wire):
@@ -948,7 +949,7 @@ class RemoteLink:
         receiver.joined(lost=lost, strays=list(self._strays) if first else [])
         self._strays.clear()
         self._pump()
-        await self._subscribe(wire, [(f"{verb}#", 2) for verb in self._owned], as_published=wire.level == 5)
+        await self._subscribe(wire, [f"{verb}#" for verb in self._owned], qos=2, as_published=wire.level == 5)
         self._hand_over()
         _log.info(
             "joined %s with MQTT %s%s%s",
@@ -983,10 +984,10 @@ class RemoteLink:
         self._queued += sum(len(payload) for _, payload in self._inflight.values())
         self._inflight.clear()
 
-    async def _subscribe(self, wire: Wire, filters: Iterable[tuple[str, int]], *, as_published: bool = False) -> None:
+    async def _subscribe(self, wire: Wire, filters: Iterable[str], *, qos: int, as_published: bool = False) -> None:
         """`as_published`: RETAIN tells what the sender has set, else whether the broker had kept the message."""
         subscriptions = [
-            Subscription(self._escaped(topic).decode(), qos, retain_as_published=as_published) for topic, qos in filters
+            Subscription(self._escaped(topic).decode(), qos, retain_as_published=as_published) for topic in filters
         ]
         answer = await self._ask(wire, Subscribe(self._free_id(), subscriptions), Suback)
         if len(answer.reasons) != len(subscriptions):
@@ -1022,7 +1023,9 @@ class RemoteLink:
         token = secrets.token_hex(8).encode()
         waiting: asyncio.Future[None] = wire.loop.create_future()
         self._mark = (token, waiting)
-        self._write(wire, Route(self._escaped(self._mark_topic), False), token, 1)
+        # At QoS 1 the broker can say why it refuses it; but what was sent before may have taken all the room there is.
+        qos = 1 if len(self._inflight) < wire.window else 0
+        self._write(wire, Route(self._escaped(self._mark_topic), False), token, qos)
         try:
             await self._patiently(wire, waiting)
         except DialError as error:

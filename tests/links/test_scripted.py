@@ -736,7 +736,7 @@ def test_two_take_overs_in_a_row_are_one_too_many() -> None:
             peer = await world.joined()
             peer.send(Disconnect(Reason.SESSION_TAKEN_OVER))
             peer = await world.joined()
-            assert world.notes.failure is None
+            assert not world.notes.failure
             peer.send(Disconnect(Reason.SESSION_TAKEN_OVER))
             await until(lambda: world.notes.failure is not None, "the link gives up")
             assert isinstance(world.notes.failure, TakenOverError)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.links.dial import Way
@@ -27,12 +27,13 @@ from gateway.wire.packets import (
     Unsuback,
     Unsubscribe,
 )
-from tests.inside import Client, Inside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from pathlib import Path
 
     from gateway.service import Service
+    from tests.inside import Client, Inside
 
 P = TypeVar("P")
 
@@ -171,6 +172,14 @@ def wait_for(gateway: Inside, condition: Callable[[Service], object], what: str)
         return False
 
     assert asyncio.run_coroutine_threadsafe(wait(), gateway._loop).result(PATIENCE + 5), f"did not happen: {what}"
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that nobody tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen: {what}"
+        time.sleep(0.005)
 
 
 def joined_again(gateway: Inside, before: int) -> None:
