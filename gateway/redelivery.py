@@ -59,6 +59,12 @@ class Ring:
                 return self._reasons[found] if self._marks[found] == mark else None
         return None
 
+    def void(self) -> None:
+        """Nothing remembered holds any more: the same packet ids begin anew."""
+        if any(self._ids):
+            for _ in range(self.length):
+                self.remember(0, 0, 0)
+
     def fresh(self) -> tuple[int, list[int]]:
         """What was remembered since this was last asked: how many entries came before, and (id, mark, reason) one after another."""
         fresh, self._fresh = self._fresh, []

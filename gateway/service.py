@@ -469,22 +469,27 @@ class Service:
         """Publish again what the broker may not have: all, or what went out at QoS 0; clear what nobody holds any more."""
         now = self._clock()
         self._announce(now)
-        self._again = deque(
-            obj for obj in self.engine.objects if lost or (obj.namespace is not None and not obj.namespace.qos)
+        # An earlier round that the lost connection has cut short goes on.
+        again = dict.fromkeys(() if lost else self._again)
+        again.update(
+            dict.fromkeys(
+                obj for obj in self.engine.objects if lost or (obj.namespace is not None and not obj.namespace.qos)
+            )
         )
-        self._strays = deque(topic for topic in strays if self._is_stray(topic))
-        if self._strays and not self._successor:
+        self._again = deque(again)
+        found = [topic for topic in strays if self._is_stray(topic)]
+        if found and not self._successor:
             # Another gateway of this name may be alive, and these may be its objects.
             _log.warning(
                 "the broker keeps %d messages of objects that this gateway does not hold, and was last served by another run "
                 "than this state folder knows: they are left alone until the next start",
-                len(self._strays),
+                len(found),
             )
-            self._strays.clear()
-        elif self._strays:
+        elif found:
+            self._strays.extend(found)
             _log.warning(
                 "the broker keeps %d messages of objects that this gateway does not hold any more: they are cleared",
-                len(self._strays),
+                len(found),
             )
         if lost:
             _log.info("publishing %d snapshots", len(self._again))
@@ -516,8 +521,10 @@ class Service:
                     _log.info("every snapshot is published")
 
     def session_lost(self, key: tuple[str, str]) -> None:
-        """Forget the redelivery ring of a session that is no more."""
-        self._forget(key)
+        """What a session that is no more has sent may not be taken for what the next one sends."""
+        ring = self._rings.get(key)
+        if ring is not None:
+            ring.void()
 
     def link_failed(self, error: BaseException) -> None:
         """The link cannot go on, and so cannot the gateway; what is stored stays."""

@@ -356,12 +356,13 @@ class Store:
                     db.execute("ROLLBACK")
             raise self._wrong("write", error) from error
         self._unfolded.update(batch.touched)
-        self._unfolded_rings.update(batch.rings)
-        self._unfolded_ids += batch.ids
+        # A session that is dropped may be back in the same batch.
         for key in batch.dropped:
             self._unfolded_rings.pop(key, None)
             if self._folding is not None:
                 self._folding.rings.pop(key, None)
+        self._unfolded_rings.update(batch.rings)
+        self._unfolded_ids += batch.ids
 
     def _write(self, batch: Batch, whole: list[DataObject]) -> None:
         """What does not go through the journal: objects that come and go."""

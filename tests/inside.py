@@ -1,4 +1,4 @@
-"""A whole gateway in this process, on a thread of its own: real broker, real sockets, real store."""
+"""A whole gateway in this process, on a thread of its own: real broker, inside or outside, real sockets, real store."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PASSWORD = "correct horse"
+INSIDE = "embedded://127.0.0.1:0"
 
 
 class Inside:
-    """A running gateway; `port` is where it listens."""
+    """A running gateway; `port` is where it listens, or where the broker at `url` does."""
 
-    def __init__(
-        self, folder: Path, settings: str, clients: tuple[str, ...], url: str = "embedded://127.0.0.1:0"
-    ) -> None:
-        self.url = url
+    def __init__(self, folder: Path, settings: str, clients: tuple[str, ...], url: str = INSIDE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gateway.toml"
         self.state = folder / "state"
@@ -46,6 +44,7 @@ class Inside:
             if name not in there:
                 known.add(name, PASSWORD)
         known.close()
+        self._url = url
         self.service: Service | None = None
         self.problem: BaseException | None = None
         self._loop = uvloop.new_event_loop()
@@ -64,7 +63,7 @@ class Inside:
     async def _live(self) -> None:
         self._stop = asyncio.Event()
         try:
-            service = build(load(self.path, {"CTXT_BROKER__URL": self.url}))
+            service = build(load(self.path, {"CTXT_BROKER__URL": self._url}))
         except BaseException as error:
             self.problem = error
             self._started.set()
@@ -113,7 +112,7 @@ class Inside:
 
 
 @contextlib.contextmanager
-def inside(folder: Path, settings: str = "", *clients: str, url: str = "embedded://127.0.0.1:0") -> Iterator[Inside]:
+def inside(folder: Path, settings: str = "", *clients: str, url: str = INSIDE) -> Iterator[Inside]:
     gateway = Inside(folder, settings, clients or ("sensor", "dash", "mallory"), url)
     try:
         yield gateway

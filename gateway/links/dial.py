@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from wsproto import WSConnection
@@ -25,6 +25,9 @@ from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_OTHER_NAME = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
 SUBPROTOCOL = "mqtt"
 """[MQTT-6.0.0-3]"""
@@ -68,6 +71,11 @@ class Way:
     path: str = ""
     tls: Tls | None = None
 
+    @property
+    def nameless(self) -> Way:
+        """The same way for somebody who shows no certificate."""
+        return self if self.tls is None else replace(self, tls=replace(self.tls, certificate=None, key=None))
+
     def __str__(self) -> str:
         if self.scheme == "unix":
             return f"unix://{self.path}"
@@ -95,9 +103,10 @@ async def dial(way: Way, protocol: asyncio.Protocol, timeout: float) -> None:  #
             outer.abort()
         raise DialError(f"{way} does not answer within {timeout:g} s") from error
     except ssl.SSLCertVerificationError as error:
-        raise DialError(
-            f"the certificate of {way} is not trusted ({error.verify_message}): set link.ca to its authority's file"
-        ) from error
+        hint = "set link.ca to its authority's file"
+        if error.verify_code in _OTHER_NAME:
+            hint = "set link.server_name to the name in it"
+        raise DialError(f"the certificate of {way} is not trusted ({error.verify_message}): {hint}") from error
     except OSError as error:
         raise DialError(f"cannot connect to {way}: {_plainly(error)}") from error
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
 
@@ -111,7 +111,8 @@ LONG_TOPIC = 32
 """Bytes of a topic that is worth a topic alias."""
 
 UNESCAPED = 10_000
-"""Topics whose plain form is kept."""
+LONGEST_KEPT = 1_200
+"""Topics whose plain form is kept, and their characters."""
 
 FLUSH = 2.0
 """Seconds that the broker has to acknowledge the last messages when the gateway stops."""
@@ -127,7 +128,11 @@ REFUSED_FOR_GOOD = frozenset(
 )
 """Reasons of a CONNACK that trying again does not change."""
 
+PLAIN = "-._~!&'()*,;=:@"
+"""Characters, besides letters and digits, that stand in an object's URL as they are."""
+
 _T = TypeVar("_T")
+_A = TypeVar("_A", Suback, Unsuback)
 _log = logging.getLogger("gateway.link")
 
 
@@ -156,14 +161,16 @@ class Remote:
 class Route:
     """A topic as the broker gets it, made ready."""
 
-    __slots__ = ("alias", "alias_of", "properties", "retain", "topic")
+    __slots__ = ("alias", "alias_of", "often", "properties", "retain", "topic")
 
     wanted = True
 
-    def __init__(self, topic: bytes, retain: bool, properties: bytes = b"") -> None:
+    def __init__(self, topic: bytes, retain: bool, properties: bytes = b"", *, often: bool = False) -> None:
+        """`often`: it is kept and sent to again, and so worth a topic alias."""
         self.topic = topic
         self.retain = retain
         self.properties = properties
+        self.often = often
         self.alias = b""
         self.alias_of: Wire | None = None
 
@@ -231,7 +238,7 @@ class Wire(asyncio.Protocol):
         """Hot: one read is one batch."""
         self.heard_at = self.loop.time()
         self.pinged_at = 0.0
-        if not self.greeting.done() and self.level == 5 and data[:2] == b"\x20\2" and b"\1" <= data[3:4] < b"\6":
+        if not self.greeting.done() and self.level == 5 and data[:2] == b"\x20\2" and b"\0" < data[3:4] < b"\6":
             # A broker that does not know MQTT 5 says so in the words of 3.1.1 (MQTT 5 section 3.1.2.2).
             self.greeting.set_result(Connack(reason=Reason.UNSUPPORTED_PROTOCOL_VERSION))
             return
@@ -240,6 +247,9 @@ class Wire(asyncio.Protocol):
             packets = self.decoder.feed(data)
         except MalformedPacket as error:
             packets, wrong = error.packets, error
+        if packets and not self.greeting.done() and type(packets[0]) is not Connack:
+            self.refuse(Reason.PROTOCOL_ERROR, f"the broker answered CONNECT with a {_kind(packets[0])}")
+            return
         self._waking = True
         try:
             self.link.take(self, packets)
@@ -322,7 +332,11 @@ class Wire(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(sentence)
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.close()
+            if self.choked:
+                # What it does not take now must not reach it later, behind what the next connection says.
+                self.transport.abort()
+            else:
+                self.transport.close()
 
 
 class Stranger(asyncio.Protocol):
@@ -370,6 +384,8 @@ class RemoteLink:
         self._owned = tuple(f"{head}{verb}/" for verb in OWNED)
         self._commands = (f"{head}report/", f"{head}request/")
         self._escapes = [(each, f"%{ord(each):02X}") for each in remote.escape]
+        self._unescapes = [(code, each) for each, code in self._escapes if each in PLAIN]
+        self._escaped_head = self._escaped(head).decode()
         self._plain: dict[str, str] = {}
         self._level = 4 if remote.protocol == "3.1.1" else 5
         self._receiver: Receiver | None = None
@@ -385,7 +401,7 @@ class RemoteLink:
         self._next_id = 1
         self._queue: deque[tuple[Route, bytes, int]] = deque()
         self._queued = 0
-        self._asked: dict[int, asyncio.Future[Suback | Unsuback]] = {}
+        self._asked: dict[int, tuple[type[Suback | Unsuback], asyncio.Future[Any]]] = {}
         # In.
         self._held: list[Publish] = []
         self._held_bytes = 0
@@ -398,7 +414,7 @@ class RemoteLink:
         # What the broker keeps of ours.
         self._epoch = 0
         self._confirmed = 0
-        self._will_counter = 0
+        self._wills: set[int] = set()
         self._kept = (0, 0, False)
         self._taken_over: deque[float] = deque(maxlen=2)
         self.counters = Counters()
@@ -481,7 +497,7 @@ class RemoteLink:
 
     def route(self, topic: str, *, retain: bool) -> Route:
         """Prepare a topic (with its prefix)."""
-        return Route(self._escaped(topic), retain)
+        return Route(self._escaped(topic), retain, often=not retain)
 
     def send(self, route: Route, payload: bytes, qos: int) -> None:
         """Hot: publish on a prepared topic. While the broker is away it is dropped: the snapshot that follows says it all."""
@@ -553,7 +569,7 @@ class RemoteLink:
         if wire.aliases and len(topic) >= LONG_TOPIC:
             if route.alias_of is wire:
                 topic, properties = b"", route.alias + properties
-            elif wire.aliases_used < wire.aliases and route.retain is False:
+            elif wire.aliases_used < wire.aliases and route.often:
                 wire.aliases_used += 1
                 route.alias = b"\x23" + wire.aliases_used.to_bytes(2)
                 route.alias_of = wire
@@ -623,12 +639,17 @@ class RemoteLink:
     def _unescaped(self, topic: str) -> str:
         plain = self._plain.get(topic)
         if plain is None:
-            plain = topic
-            for character, code in self._escapes:
+            # Its own prefix is known; below it, what is percent-encoded in an object's URL stays so.
+            at_home = topic.startswith(self._escaped_head)
+            plain = topic[len(self._escaped_head) :] if at_home else topic
+            for code, character in self._unescapes:
                 plain = plain.replace(code, character)
+            if at_home:
+                plain = self._head + plain
             if len(self._plain) >= UNESCAPED:
                 self._plain.clear()
-            self._plain[topic] = plain
+            if len(topic) <= LONGEST_KEPT:
+                self._plain[topic] = plain
         return plain
 
     # ---- in ------------------------------------------------------------------------------------------------------------
@@ -721,34 +742,34 @@ class RemoteLink:
             if self._mark is not None and payload == self._mark[0] and not self._mark[1].done():
                 self._mark[1].set_result(None)
             return
-        self._others += 1
+        self._others += publish.retain
         if not payload:
             return
-        try:
-            found = orjson.loads(payload)
-            epoch = int(found["epoch"])
-        except (ValueError, KeyError, TypeError, OverflowError):
-            epoch = 0
+        epoch, counter, offline = _announced(payload)
         if topic == self._own_topic:
             if not epoch:
                 return
-            offline = found.get("status") == "offline"
-            counter = found.get("counter")
-            counter = counter if isinstance(counter, int) else 0
             self._kept = (epoch, counter, offline)
-            if self._begun and epoch > self._epoch:
+            if self._begun and epoch > self._epoch and epoch != self._seen:
                 self._give_up(
                     f"another gateway with the same id serves on {self._remote.way} (epoch {epoch}, ours is {self._epoch}): "
                     "give each gateway its own id and number"
                 )
             elif epoch == self._epoch and not offline:
                 self._confirmed = max(self._confirmed, counter)
+            elif self._ready and not self._stopping:
+                # The will of an earlier connection, or of an earlier run, came late.
+                assert self._receiver is not None
+                self.publish(self._own_topic, self._receiver.announcement("online"), qos=1, retain=True)
         if not self._begun:
             self._seen = max(self._seen, epoch)
             if topic.startswith((f"{self._head}snapshot/", f"{self._head}value/")):
                 self._strays.append(topic)
 
     def _refused(self, route: Route, packet: Puback) -> None:
+        if route.topic == self._escaped(self._mark_topic) and self._mark is not None and not self._mark[1].done():
+            self._mark[1].set_exception(RefusedError(self._deaf()))
+            return
         self.counters.refused += 1
         if self.counters.refused < 10:
             text = (packet.properties or {}).get(Property.REASON_STRING, "")
@@ -763,7 +784,7 @@ class RemoteLink:
     def _other(self, wire: Wire, packet: Packet) -> None:
         """Everything that is not the daily bread."""
         if isinstance(packet, Pubrel):
-            if wire.level == 5:
+            if wire.level == 5 and wire.outstanding:
                 wire.outstanding -= 1
             wire.send(Pubcomp(packet.packet_id))
         elif isinstance(packet, Connack):
@@ -772,15 +793,17 @@ class RemoteLink:
             else:
                 wire.greeting.set_result(packet)
         elif isinstance(packet, Suback | Unsuback):
-            waiting = self._asked.pop(packet.packet_id, None)
-            if waiting is not None and not waiting.done():
+            kind, waiting = self._asked.pop(packet.packet_id, (None, None))
+            if waiting is None or type(packet) is not kind:
+                wire.refuse(Reason.PROTOCOL_ERROR, f"the broker sent a {_kind(packet)} that nobody asked for")
+            elif not waiting.done():
                 waiting.set_result(packet)
         elif isinstance(packet, Disconnect):
             wire.reason = packet.reason
             text = (packet.properties or {}).get(Property.REASON_STRING, "")
             wire.end(f"the broker ended the connection: {_words(packet.reason)}{f' ({text})' if text else ''}")
         elif not isinstance(packet, Pingresp):
-            wire.refuse(Reason.PROTOCOL_ERROR, f"the broker sent a {type(packet).__name__.upper()}")
+            wire.refuse(Reason.PROTOCOL_ERROR, f"the broker sent a {_kind(packet)} that nobody asked for")
 
     # ---- life ----------------------------------------------------------------------------------------------------------
 
@@ -793,7 +816,7 @@ class RemoteLink:
                 wire = await self._connect()
                 sentence = await wire.lost
             except RefusedError as error:
-                if not self._begun:
+                if self._started is not None and not self._started.done():
                     raise
                 sentence = str(error)
             except DialError as error:
@@ -813,8 +836,6 @@ class RemoteLink:
         held, self._held, self._held_bytes = self._held, [], 0
         if held and self._begun and self._receiver is not None:
             self._receiver.receive(held)
-        for waiting in self._asked.values():
-            waiting.cancel()
         self._asked.clear()
         if self._beat is not None:
             self._beat.cancel()
@@ -845,6 +866,9 @@ class RemoteLink:
         if self._task is not None:
             self._task.cancel()
         if wire is not None:
+            # With a good-bye: the will would overwrite what the other one says of itself.
+            wire.send(Disconnect())
+            wire.flush()
             wire.end(sentence)
         error = TakenOverError(sentence)
         if self._started is not None and not self._started.done():
@@ -862,7 +886,7 @@ class RemoteLink:
         self._wire = wire
         try:
             will = receiver.announcement("offline")
-            self._will_counter = receiver.counter
+            counter = receiver.counter
             wire.send(self._hello(wire.level, will))
             wire.flush()
             try:
@@ -878,7 +902,7 @@ class RemoteLink:
                 raise
             self._check(wire, connack)
             self._beat = wire.loop.call_later(1.0, self._tick, wire)
-            await self._join(wire, connack.session_present)
+            await self._join(wire, connack.session_present, counter)
         except BaseException:
             self._ready = False
             wire.end("the gateway gave up this connection")
@@ -930,7 +954,8 @@ class RemoteLink:
             text = said.get(Property.REASON_STRING, "")
             sentence = f"{remote.way} refuses the gateway: {_words(reason)}{f' ({text})' if text else ''}"
             if reason in (Reason.BAD_USER_NAME_OR_PASSWORD, Reason.NOT_AUTHORIZED):
-                sentence += f"; it came as {remote.username!r}: check link.username and link.password_file"
+                came = "without a name" if remote.username is None else f"as {remote.username!r}"
+                sentence += f"; it came {came}: check link.username and link.password_file"
             elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
                 sentence += "; set link.protocol"
             raise RefusedError(sentence) if reason in REFUSED_FOR_GOOD else DialError(sentence)
@@ -966,19 +991,24 @@ class RemoteLink:
                 self._warned.add(sentence)
                 _log.warning("%s %s", remote.way, sentence)
 
-    async def _join(self, wire: Wire, session_present: bool) -> None:
-        """Read what the broker keeps, send again what it has not acknowledged, then take reports in. Raises DialError, RefusedError."""
+    async def _join(self, wire: Wire, session_present: bool, will: int) -> None:
+        """Read what the broker keeps, send again what it has not acknowledged, then take reports in. Raises DialError, RefusedError.
+
+        `will`: the counter in this connection's will.
+        """
         receiver = self._receiver
         assert receiver is not None
         first = not self._begun
         self._resend(wire, session_present)
         if not session_present:
             receiver.session_lost(self.session_key)
+        self._wills.add(will)
         self._kept = (0, 0, False)
         self._strays.clear()
         retained = [f"{self._head}{verb}/#" for verb in ("snapshot", "value")] + [f"{self._head}gateway/+"]
-        await self._subscribe(wire, [(self._mark_topic, 1)])
-        await self._subscribe(wire, [(self._own_topic, 1), *((topic, 0) for topic in retained if first)])
+        # At QoS 0: what comes at QoS 1 waits behind the reports of the session, and those wait for the gateway to have joined.
+        await self._subscribe(wire, [self._mark_topic], qos=0)
+        await self._subscribe(wire, [self._own_topic, *(retained if first else ())], qos=0)
         await self._all_there(wire)
         if first:
             if not self._remote.open and await self._anybody_may(wire):
@@ -986,17 +1016,20 @@ class RemoteLink:
                     f"{self._remote.way} lets clients without a name write what only the gateway may write: close it "
                     "(config/mosquitto shows how), or set link.open = true where nothing needs to be believed"
                 )
-            await self._ask(wire, Unsubscribe(self._free_id(), [self._escaped(topic).decode() for topic in retained]))
+            unsubscribe = Unsubscribe(self._free_id(), [self._escaped(topic).decode() for topic in retained])
+            await self._ask(wire, unsubscribe, Unsuback)
             self._epoch = receiver.begin(self._seen, self._kept[0])
             self._begun = True
         epoch, counter, offline = self._kept
-        kept = epoch == self._epoch and (counter >= self._confirmed or (offline and counter == self._will_counter))
+        # Since the last word of ours the will of any connection since then may have been published.
+        kept = epoch == self._epoch and (counter >= self._confirmed or (offline and counter in self._wills))
         lost = first or not kept
+        self._wills = {will}
         self._ready = True
         receiver.joined(lost=lost, strays=list(self._strays) if first else [])
         self._strays.clear()
         self._pump()
-        await self._subscribe(wire, [(f"{verb}#", 2) for verb in self._owned])
+        await self._subscribe(wire, [f"{verb}#" for verb in self._owned], qos=2, as_published=wire.level == 5)
         self._hand_over()
         _log.info(
             "joined %s with MQTT %s%s%s",
@@ -1031,26 +1064,28 @@ class RemoteLink:
         self._queued += sum(len(payload) for _, payload in self._inflight.values())
         self._inflight.clear()
 
-    async def _subscribe(self, wire: Wire, filters: Iterable[tuple[str, int]]) -> None:
-        five = wire.level == 5
+    async def _subscribe(self, wire: Wire, filters: Iterable[str], *, qos: int, as_published: bool = False) -> None:
+        """`as_published`: RETAIN tells what the sender has set, else whether the broker had kept the message."""
         subscriptions = [
-            Subscription(self._escaped(topic).decode(), qos, retain_as_published=five) for topic, qos in filters
+            Subscription(self._escaped(topic).decode(), qos, retain_as_published=as_published) for topic in filters
         ]
-        answer = await self._ask(wire, Subscribe(self._free_id(), subscriptions))
-        assert isinstance(answer, Suback)
-        for one, reason in zip(subscriptions, answer.reasons, strict=False):
+        answer = await self._ask(wire, Subscribe(self._free_id(), subscriptions), Suback)
+        if len(answer.reasons) != len(subscriptions):
+            raise DialError(f"{self._remote.way} answers {len(subscriptions)} subscriptions with {len(answer.reasons)}")
+        for one, reason in zip(subscriptions, answer.reasons, strict=True):
             if reason >= 0x80:
                 raise RefusedError(
                     f"{self._remote.way} does not let the gateway read {one.topic_filter} ({_words(reason)}): "
-                    f"let {self._remote.username or self._remote.client_id!r} read it"
+                    f"let {self._name} read it"
                 )
 
-    async def _ask(self, wire: Wire, packet: Subscribe | Unsubscribe) -> Suback | Unsuback:
+    async def _ask(self, wire: Wire, packet: Subscribe | Unsubscribe, kind: type[_A]) -> _A:
         """Send and wait for the answer. Raises DialError."""
-        waiting: asyncio.Future[Suback | Unsuback] = wire.loop.create_future()
-        self._asked[packet.packet_id] = waiting
+        waiting: asyncio.Future[Any] = wire.loop.create_future()
+        self._asked[packet.packet_id] = (kind, waiting)
         wire.send(packet)
-        return await self._patiently(wire, waiting)
+        answer: _A = await self._patiently(wire, waiting)
+        return answer
 
     async def _patiently(self, wire: Wire, waiting: asyncio.Future[_T]) -> _T:
         """Wait as long as the broker gives signs of life. Raises DialError."""
@@ -1068,21 +1103,31 @@ class RemoteLink:
         token = secrets.token_hex(8).encode()
         waiting: asyncio.Future[None] = wire.loop.create_future()
         self._mark = (token, waiting)
-        self._write(wire, Route(self._escaped(self._mark_topic), False), token, 1)
+        # At QoS 1 the broker can say why it refuses it; but what was sent before may have taken all the room there is.
+        qos = 1 if len(self._inflight) < wire.window else 0
+        self._write(wire, Route(self._escaped(self._mark_topic), False), token, qos)
         try:
             await self._patiently(wire, waiting)
         except DialError as error:
             if wire.lost.done():
                 raise
-            raise RefusedError(
-                f"{self._remote.way} does not pass on the gateway's own message on {self._mark_topic}: let "
-                f"{self._remote.username or self._remote.client_id!r} write to it and read it"
-            ) from error
+            raise RefusedError(self._deaf()) from error
         while True:
             heard = self._others
             await asyncio.sleep(SETTLE)
             if heard == self._others:
                 return
+
+    def _deaf(self) -> str:
+        return (
+            f"{self._remote.way} does not pass on the gateway's own message on {self._mark_topic}: let {self._name} write to"
+            " it and read it"
+        )
+
+    @property
+    def _name(self) -> str:
+        """Under which name the broker knows the gateway, as far as the gateway does."""
+        return repr(self._remote.username or self._remote.client_id)
 
     async def _anybody_may(self, wire: Wire) -> bool:
         """Whether a client without a name can write as the gateway: judged by what is delivered, not by what is acknowledged."""
@@ -1092,7 +1137,7 @@ class RemoteLink:
         mark = encode_publish(self._escaped(self._mark_topic), token, wire.level, qos=1, packet_id=1)
         stranger = Stranger(wire.level, mark, wire.loop)
         try:
-            await dial(self._remote.way, stranger, self._remote.connect_timeout)
+            await dial(self._remote.way.nameless, stranger, self._remote.connect_timeout)
             await asyncio.wait((stranger.answered, wire.lost), timeout=JOIN, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait((delivered,), timeout=SETTLE)
         except DialError:
@@ -1107,18 +1152,38 @@ class RemoteLink:
             return
         self._beat = wire.loop.call_later(1.0, self._tick, wire)
         now = wire.loop.time()
-        if wire.pinged_at and now - wire.pinged_at > min(PING_WAIT, wire.keep_alive):
+        deaf = wire.held or wire.choked
+        if deaf:
+            # Nothing is read now: silence tells nothing, and an answer may have to wait.
+            wire.pinged_at = 0.0
+        elif wire.pinged_at and now - wire.pinged_at > min(PING_WAIT, wire.keep_alive):
             wire.end(f"{self._remote.way} has been silent for {now - wire.heard_at:.0f} s")
             return
-        quiet = min(wire.sent_at, wire.heard_at)
-        if (
-            wire.keep_alive
-            and not wire.pinged_at
-            and now - quiet >= wire.keep_alive * 0.75
-            and not (wire.held or wire.choked)
-        ):
-            wire.pinged_at = now
+        quiet = wire.sent_at if deaf else min(wire.sent_at, wire.heard_at)
+        if wire.keep_alive and not wire.pinged_at and now - quiet >= wire.keep_alive * 0.75 and not wire.choked:
+            if not deaf:
+                wire.pinged_at = now
             wire.send(Pingreq())
+
+
+def _announced(payload: bytes) -> tuple[int, int, bool]:
+    """Epoch, counter and whether it says offline, of whatever somebody has published; zeros where it says nothing of the kind."""
+    try:
+        found = orjson.loads(payload)
+    except ValueError:
+        return 0, 0, False
+    if not isinstance(found, dict):
+        return 0, 0, False
+    epoch, counter = found.get("epoch"), found.get("counter")
+    return (
+        epoch if isinstance(epoch, int) else 0,
+        counter if isinstance(counter, int) else 0,
+        found.get("status") == "offline",
+    )
+
+
+def _kind(packet: Packet) -> str:
+    return type(packet).__name__.upper()
 
 
 def _words(reason: int) -> str:

@@ -1,23 +1,27 @@
-"""What stands between a gateway and a broker outside in these tests: a proxy that cuts and stalls, and a broker that says what it is told to."""
+"""What the links' tests share: a wire that can be cut, a broker of bytes, a service that only takes notes, and Observers."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
+import asyncio
+import json
 import threading
 import time
+from collections import Counter
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gateway.links.dial import Way
+from gateway.links.link import LinkError
+from gateway.links.remote import Remote, RemoteLink
 from gateway.wire.codec import Decoder, encode
-from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import (
     Connack,
     Connect,
+    Packet,
     Pingreq,
     Pingresp,
     Puback,
     Publish,
-    Reason,
     Suback,
     Subscribe,
     Unsuback,
@@ -25,103 +29,119 @@ from gateway.wire.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from pathlib import Path
 
-    from gateway.wire.packets import Packet, Properties
+    from gateway.service import Service
+    from tests.inside import Client, Inside
 
-HOST = "127.0.0.1"
 P = TypeVar("P")
 
-MOSQUITTO = """
-allow_anonymous true
-set_tcp_nodelay true
-max_inflight_messages 0
-max_queued_messages 0
-"""
+PATIENCE = 10.0
+"""Seconds after which something that should have come counts as missing."""
 
-OPEN = "[link]\nopen = true\n"
+OPEN = "\n[link]\nopen = true\n"
+"""For a mosquitto that admits everybody."""
+
+ALLOW_ALL = "allow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n"
 
 
-def until(found: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """Wait for something to be true."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-    return value
+# ---- a wire that can be cut ----------------------------------------------------------------------------------------------
 
 
 class Proxy:
-    """Passes bytes on to a port, until it is told to cut, to refuse or to stall."""
+    """A TCP port whose connections lead to `target`; on a thread of its own."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
-        self._server = socket.create_server((HOST, 0))
-        self.port: int = self._server.getsockname()[1]
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._lock = threading.Lock()
-        self._flowing = threading.Event()
-        self._flowing.set()
+        self.target = target
         self.refusing = False
-        self.accepted = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        """Whether new connections are closed at once."""
+        self.connections = 0
+        """How many have come so far."""
+        self._pairs: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._flowing: asyncio.Event = self._call(self._event())
+        self._server: asyncio.Server = self._call(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self.port: int = self._server.sockets[0].getsockname()[1]
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._server.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            try:
-                if self.refusing:
-                    raise OSError
-                far = socket.create_connection((HOST, self._target))
-            except OSError:
-                near.close()
-                continue
-            for each in (near, far):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._pairs.append((near, far))
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+    def _call(self, what: Coroutine[Any, Any, P]) -> P:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(PATIENCE)
 
-    def _pass(self, one: socket.socket, other: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := one.recv(65_536):
-                self._flowing.wait()
-                other.sendall(data)
-        for each in (one, other):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+    @staticmethod
+    async def _event() -> asyncio.Event:
+        event = asyncio.Event()
+        event.set()
+        return event
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            if self.refusing:
+                raise ConnectionRefusedError
+            out_reader, out_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, out_writer}
+        self._pairs |= pair
+        for source, sink in ((reader, out_writer), (out_reader, writer)):
+            task = self._loop.create_task(self._pass(source, sink, pair))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: set[Any]) -> None:
+        with suppress(OSError):
+            while True:
+                await self._flowing.wait()
+                data = await source.read(65_536)
+                if not data:
+                    break
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        for writer in pair:
+            writer.transport.abort()
+        self._pairs -= pair
 
     def cut(self) -> None:
-        """Every connection breaks."""
-        with self._lock:
-            pairs, self._pairs = self._pairs, []
-        for pair in pairs:
-            for each in pair:
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+        """End every connection, without a word."""
+
+        async def act() -> None:
+            for writer in self._pairs:
+                writer.transport.abort()
+
+        self._call(act())
 
     def stall(self) -> None:
-        """Nothing passes any more, and nobody is told."""
-        self._flowing.clear()
+        """Nothing passes any more, either way; the connections stay."""
+        self._loop.call_soon_threadsafe(self._flowing.clear)
 
     def flow(self) -> None:
-        """It does again."""
-        self._flowing.set()
+        """Let it pass again."""
+        self._loop.call_soon_threadsafe(self._flowing.set)
 
     def close(self) -> None:
-        self._flowing.set()
-        self._server.close()
-        self.cut()
+        async def act() -> None:
+            self._server.close()
+            self._flowing.set()
+            for writer in self._pairs:
+                writer.transport.abort()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+        self._call(act())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
 
 
-@contextlib.contextmanager
+@contextmanager
 def proxy(target: int) -> Iterator[Proxy]:
+    """A wire to a port, gone at the end."""
     made = Proxy(target)
     try:
         yield made
@@ -129,121 +149,282 @@ def proxy(target: int) -> Iterator[Proxy]:
         made.close()
 
 
+# ---- a gateway beside a broker -------------------------------------------------------------------------------------------
+
+
+def link_of(gateway: Inside) -> RemoteLink:
+    assert gateway.service is not None
+    link = gateway.service._link
+    assert isinstance(link, RemoteLink)
+    return link
+
+
+def wait_for(gateway: Inside, condition: Callable[[Service], object], what: str) -> None:
+    """Wait for something that the gateway does in its own time."""
+    assert gateway.service is not None
+    service = gateway.service
+
+    async def wait() -> bool:
+        for _ in range(int(PATIENCE / 0.005)):
+            if condition(service):
+                return True
+            await asyncio.sleep(0.005)
+        return False
+
+    assert asyncio.run_coroutine_threadsafe(wait(), gateway._loop).result(PATIENCE + 5), f"did not happen: {what}"
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that nobody tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen: {what}"
+        time.sleep(0.005)
+
+
+def joined_again(gateway: Inside, before: int) -> None:
+    """Wait until the gateway has joined once more than `before` times, and is ready."""
+    link = link_of(gateway)
+    wait_for(gateway, lambda _: link.counters.connections > before and link.ready, "the gateway joins again")
+
+
+def snapshots(client: Client, since: int = 0) -> dict[str, dict[str, Any]]:
+    """The latest snapshot of each object that a client has heard, by object; None once it was cleared."""
+    found: dict[str, Any] = {}
+    for topic, payload, _, _ in client.heard[since:]:
+        if topic.startswith("snapshot/"):
+            found[topic.removeprefix("snapshot/")] = json.loads(payload) if payload else None
+    return found
+
+
+def deltas(client: Client, path: str, since: int = 0) -> list[dict[str, Any]]:
+    """What a client has heard on one object's delta topic."""
+    return [json.loads(payload) for topic, payload, _, _ in client.heard[since:] if topic == f"delta/{path}"]
+
+
+# ---- a broker of bytes ---------------------------------------------------------------------------------------------------
+
+
 class Peer:
-    """One connection of the gateway, as the fake broker sees it."""
+    """One connection of a gateway to the scripted broker; what it needs an answer to, it gets, unless `answering` is False."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._decoder = Decoder(server=True, alias_maximum=10)
-        self._waiting: list[Packet] = []
-        self.level = 5
-        self.heard: list[Packet] = []
-        self.over = False
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.decoder = Decoder(server=True, max_packet=10_000_000, alias_maximum=100)
+        self.hello: Connect = None  # type: ignore[assignment]  # set by `connect`
+        self.answering = True
+        self._packets: asyncio.Queue[Packet | None] = asyncio.Queue()
+        self._task = asyncio.create_task(self._read(reader))
 
-    def read(self, seconds: float = 10.0) -> Packet | None:
-        """The next packet; None when the connection has ended."""
-        self._sock.settimeout(seconds)
-        while not self._waiting:
-            try:
-                data = self._sock.recv(65_536)
-            except ConnectionError:
-                data = b""
-            if not data:
-                self.over = True
-                return None
-            try:
-                self._waiting += self._decoder.feed(data)
-                self._waiting += self._decoder.feed(b"")
-            except MalformedPacket as error:
-                raise AssertionError(f"the gateway sent what is not MQTT: {error}") from error
-        packet = self._waiting.pop(0)
-        self.heard.append(packet)
-        return packet
+    @property
+    def level(self) -> int:
+        return self.decoder.level
+
+    @property
+    def unread(self) -> int:
+        """Packets that have come and that nobody has asked for yet."""
+        return self._packets.qsize()
 
     def send(self, *packets: Packet | bytes) -> None:
-        data = b"".join(each if isinstance(each, bytes) else encode(each, self.level) for each in packets)
-        self._sock.sendall(data)
+        self.writer.write(b"".join(p if isinstance(p, bytes) else encode(p, self.level) for p in packets))
 
-    def expect(self, kind: type[P]) -> P:
-        """The next packet of a kind."""
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                # The decoder stops behind a CONNECT.
+                for packet in self.decoder.feed(data) + self.decoder.feed(b""):
+                    if self.answering:
+                        self.answer(packet)
+                    self._packets.put_nowait(packet)
+        self._packets.put_nowait(None)
+
+    async def read(self) -> Packet:
+        """The next packet. Raises EOFError when the gateway has closed."""
+        packet = await asyncio.wait_for(self._packets.get(), PATIENCE)
+        if packet is None:
+            raise EOFError
+        return packet
+
+    async def next(self, kind: type[P]) -> P:
+        """The next packet of a kind; what comes before it is skipped."""
+        while not isinstance(packet := await self.read(), kind):
+            pass
+        return packet
+
+    async def publish(self, topic: str) -> Publish:
+        """The next message on a topic; what comes before it is skipped."""
+        while (packet := await self.next(Publish)).topic != topic:
+            pass
+        return packet
+
+    def answer(self, packet: Packet) -> None:
+        """What a good broker answers; the gateway's message to itself comes back."""
+        if isinstance(packet, Subscribe):
+            self.send(Suback(packet.packet_id, [one.qos for one in packet.subscriptions]))
+        elif isinstance(packet, Unsubscribe):
+            self.send(Unsuback(packet.packet_id, [0 for _ in packet.topic_filters]))
+        elif isinstance(packet, Pingreq):
+            self.send(Pingresp())
+        elif isinstance(packet, Publish):
+            if packet.qos == 1:
+                self.send(Puback(packet.packet_id))
+            if packet.topic.startswith("replica/"):
+                self.send(Publish(packet.topic, packet.payload))
+
+    async def connect(self, connack: Connack | None = None) -> Connect:
+        """Take the CONNECT and let the gateway in, or not."""
+        self.hello = await self.next(Connect)
+        self.send(connack or Connack())
+        return self.hello
+
+    async def join(self, connack: Connack | None = None) -> Connect:
+        """Be a good broker until the gateway listens to reports."""
+        hello = await self.connect(connack)
         while True:
-            packet = self.read()
-            assert packet is not None, f"the connection ended before a {kind.__name__} came; heard {self.heard}"
-            if isinstance(packet, kind):
-                return packet
+            subscribe = await self.next(Subscribe)
+            if subscribe.subscriptions[0].topic_filter == "report/#":
+                return hello
 
-    def greet(self, properties: Properties | None = None, *, present: bool = False) -> Connect:
-        """Let the gateway in."""
-        connect = self.expect(Connect)
-        self.level = connect.level
-        self.send(Connack(present, Reason.SUCCESS, properties if self.level == 5 else None))
-        return connect
+    async def ended(self) -> list[Packet]:
+        """Everything until the gateway closes the connection."""
+        rest: list[Packet] = []
+        with suppress(EOFError):
+            while True:
+                rest.append(await self.read())
+        return rest
 
-    def serve(self, stop: Callable[[Packet], bool]) -> Packet:
-        """Behave as a broker without memory, until a packet comes that is waited for. What is published is acknowledged, marks come back."""
-        while True:
-            packet = self.read()
-            assert packet is not None, f"the connection ended; heard {self.heard[-5:]}"
-            if stop(packet):
-                return packet
-            if isinstance(packet, Subscribe):
-                self.send(Suback(packet.packet_id, [one.qos for one in packet.subscriptions]))
-            elif isinstance(packet, Unsubscribe):
-                self.send(Unsuback(packet.packet_id, [0 for _ in packet.topic_filters] if self.level == 5 else []))
-            elif isinstance(packet, Pingreq):
-                self.send(Pingresp())
-            elif isinstance(packet, Publish):
-                if packet.qos:
-                    self.send(Puback(packet.packet_id))
-                if packet.topic.endswith("/mark"):
-                    self.send(Publish(packet.topic, packet.payload))
-
-    def join(self, properties: Properties | None = None, *, present: bool = False) -> Connect:
-        """Let the gateway in and answer until it has asked for reports."""
-        connect = self.greet(properties, present=present)
-        asked = self.serve(
-            lambda packet: (
-                isinstance(packet, Subscribe)
-                and any(one.topic_filter.endswith("report/#") for one in packet.subscriptions)
-            )
-        )
-        assert isinstance(asked, Subscribe)
-        self.send(Suback(asked.packet_id, [one.qos for one in asked.subscriptions]))
-        return connect
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+    def drop(self) -> None:
+        self.writer.transport.abort()
+        self._task.cancel()
 
 
-class FakeBroker:
-    """A port; who comes in is handed to the test."""
+class Notes:
+    """A service that only takes notes: everything is taken in and acknowledged, or held back where `holding`."""
 
     def __init__(self) -> None:
-        self._server = socket.create_server((HOST, 0))
-        self.port: int = self._server.getsockname()[1]
-        self.url = f"mqtt://{HOST}:{self.port}"
-        self._peers: list[Peer] = []
+        self.counter = 0
+        self.epoch = 1_000
+        self.got: list[Publish] = []
+        self.holding = False
+        self.joins: list[tuple[bool, list[str]]] = []
+        self.lost_sessions = 0
+        self.seen = 0
+        self.failure: BaseException | None = None
+        self.link: RemoteLink = None  # type: ignore[assignment]  # set by `linked`
 
-    def accept(self, seconds: float = 15.0) -> Peer:
-        """The next connection."""
-        self._server.settimeout(seconds)
-        sock, _ = self._server.accept()
-        peer = Peer(sock)
-        self._peers.append(peer)
+    def receive(self, batch: list[Publish]) -> None:
+        self.got += batch
+        if not self.holding:
+            self.acknowledge_all(batch)
+
+    def acknowledge_all(self, batch: list[Publish]) -> None:
+        for publish in batch:
+            self.link.acknowledge(publish)
+
+    def announcement(self, status: str) -> bytes:
+        return json.dumps({"status": status, "epoch": self.epoch, "counter": self.counter}).encode()
+
+    def begin(self, seen: int, _own: int) -> int:
+        self.seen = seen
+        self.epoch = max(self.epoch, seen + 1)
+        return self.epoch
+
+    def joined(self, *, lost: bool, strays: list[str]) -> None:
+        self.joins.append((lost, strays))
+        self.link.publish("gateway/g", self.announcement("online"), qos=1, retain=True)
+
+    def session_lost(self, key: tuple[str, str]) -> None:
+        self.lost_sessions += 1
+
+    def link_failed(self, error: BaseException) -> None:
+        self.failure = error
+
+
+class Scripted:
+    """A port where a test itself is the broker, and a link that connects to it."""
+
+    def __init__(self, notes: Notes, link: RemoteLink, peers: asyncio.Queue[Peer]) -> None:
+        self.notes = notes
+        self.link = link
+        self.accepted = 0
+        self.starting: asyncio.Task[None] | None = None
+        self._peers = peers
+        self._all: list[Peer] = []
+
+    async def peer(self) -> Peer:
+        """The gateway's next connection."""
+        found = await asyncio.wait_for(self._peers.get(), PATIENCE)
+        self._all.append(found)
+        return found
+
+    async def joined(self, connack: Connack | None = None) -> Peer:
+        """The gateway's next connection, once the gateway has joined on it."""
+        peer = await self.peer()
+        await peer.join(connack)
+        await until(lambda: self.link.ready, "the link is ready")
         return peer
 
+    async def start_error(self) -> str:
+        """Why `start` has failed, for good."""
+        assert self.starting is not None
+        try:
+            await asyncio.wait_for(asyncio.shield(self.starting), PATIENCE)
+        except LinkError as error:
+            return str(error)
+        raise AssertionError("the link has started")
+
     def close(self) -> None:
-        self._server.close()
-        for peer in self._peers:
-            peer.close()
+        for peer in self._all:
+            peer.drop()
+        while not self._peers.empty():
+            self._peers.get_nowait().drop()
 
 
-@contextlib.contextmanager
-def fake() -> Iterator[FakeBroker]:
-    made = FakeBroker()
+@asynccontextmanager
+async def scripted(**remote: Any) -> AsyncIterator[Scripted]:
+    """A link to a broker that the test plays itself. `remote`: fields of `Remote`."""
+    peers: asyncio.Queue[Peer] = asyncio.Queue()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        world.accepted += 1
+        peers.put_nowait(Peer(reader, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    notes = Notes()
+    remote.setdefault("open", True)
+    link = notes.link = RemoteLink(Remote(Way("mqtt", "127.0.0.1", port), "gw", **remote), gateway_id="g")
+    world = Scripted(notes, link, peers)
+    world.starting = asyncio.create_task(link.start(notes))  # type: ignore[arg-type]  # what a link asks of a service
     try:
-        yield made
+        yield world
     finally:
-        made.close()
+        server.close()
+        world.close()
+        await link.stop()
+        world.starting.cancel()
+        await asyncio.gather(world.starting, return_exceptions=True)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that the link does in its own time."""
+    for _ in range(int(PATIENCE / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"did not happen: {what}")
+
+
+def kinds(packets: list[Packet]) -> Counter[str]:
+    return Counter(type(packet).__name__ for packet in packets)
+
+
+async def soon(what: Awaitable[P]) -> P:
+    """Wait for it, but not for ever."""
+    return await asyncio.wait_for(what, PATIENCE)
+
+
+def writable(path: Path, text: str) -> Path:
+    """A file with this text."""
+    path.write_text(text)
+    return path
