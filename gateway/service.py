@@ -25,7 +25,7 @@ from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.dial import Tls, Way
 from gateway.links.local import SHORT_FORM, Entrance, LocalLink
-from gateway.links.remote import Remote, RemoteLink
+from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
@@ -887,8 +887,10 @@ def build(settings: Settings) -> Service:
     try:
         link: Link
         control = None
+        ring_length = settings.broker.receive_maximum
         if settings.broker.outside is not None:
             link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
+            ring_length = max(RING, ring_length)
         else:
             link = local = LocalLink(
                 entrances(settings),
@@ -910,7 +912,7 @@ def build(settings: Settings) -> Service:
             rights=rights,
             limits=engine_limits(settings),
             link=link,
-            ring_length=settings.broker.receive_maximum,
+            ring_length=ring_length,
             announce_interval=settings.timing.announce_interval,
             patterns=[entry.match for entry in settings.namespace],
             control=control,

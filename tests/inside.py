@@ -62,11 +62,14 @@ class Inside:
 
     async def _live(self) -> None:
         self._stop = asyncio.Event()
+        service = None
         try:
             service = build(load(self.path, {"CTXT_BROKER__URL": self._url}))
             await service.start()
         except BaseException as error:
             self.problem = error
+            if service is not None:
+                await service.stop()
             self._started.set()
             return
         self.service = service
