@@ -26,7 +26,7 @@ from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.dial import Tls, Way
 from gateway.links.local import SHORT_FORM, Entrance, LocalLink
-from gateway.links.remote import Remote, RemoteLink
+from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
@@ -957,9 +957,11 @@ def build(settings: Settings) -> Service:
     store = Store(settings.state_dir, durability=settings.durability)
     try:
         link: Link
+        ring_length = settings.broker.receive_maximum
         if settings.broker.outside is not None:
             link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             control = Control(settings.state_dir)
+            ring_length = max(RING, ring_length)
         else:
             link = local = LocalLink(
                 entrances(settings),
@@ -981,7 +983,7 @@ def build(settings: Settings) -> Service:
             rights=rights,
             limits=engine_limits(settings),
             link=link,
-            ring_length=settings.broker.receive_maximum,
+            ring_length=ring_length,
             announce_interval=settings.timing.announce_interval,
             patterns=[entry.match for entry in settings.namespace],
             control=control,

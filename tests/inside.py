@@ -62,6 +62,7 @@ class Inside:
 
     async def _live(self) -> None:
         self._stop = asyncio.Event()
+        service = None
         try:
             service = build(load(self.path, {"CTXT_BROKER__URL": self._url}))
         except BaseException as error:
@@ -73,6 +74,8 @@ class Inside:
         except BaseException as error:
             await service.stop()
             self.problem = error
+            if service is not None:
+                await service.stop()
             self._started.set()
             return
         self.service = service

@@ -68,6 +68,9 @@ WAITING = 20_000
 WAITING_BYTES = 16 << 20
 """Messages for single clients and retained ones that wait while the broker is away; what goes beyond is dropped and counted."""
 
+RING = 8_192
+"""Reports that the broker may send again because it has not seen their acknowledgement, at most."""
+
 HELD_BYTES = 8 << 20
 """Reports read and not yet taken in. Beyond it QoS 0 is dropped and counted; of QoS 1 the broker sends no more than it may."""
 
@@ -127,6 +130,9 @@ REFUSED_FOR_GOOD = frozenset(
     }
 )
 """Reasons of a CONNACK that trying again does not change."""
+
+LARGEST_PACKET = 268_435_460
+"""The largest packet that MQTT has, with its fixed header."""
 
 PLAIN = "-._~!&'()*,;=:@"
 """Characters, besides letters and digits, that stand in an object's URL as they are."""
@@ -205,7 +211,6 @@ class Wire(asyncio.Protocol):
         self.reason: int | None = None
         self.choked = False
         self.held = False
-        self.outstanding = 0
         self.heard_at = self.sent_at = loop.time()
         self.pinged_at = 0.0
         # What the broker has announced.
@@ -524,7 +529,6 @@ class RemoteLink:
         if wire is not self._wire or not publish.qos:
             return
         if publish.qos == 1:
-            wire.outstanding -= 1
             wire.out.append(encode_puback(publish.packet_id))
         else:
             wire.out.append(encode(Pubrec(publish.packet_id), wire.level))
@@ -660,14 +664,11 @@ class RemoteLink:
             return
         batch: list[Publish] = []
         owned = self._owned
-        level = wire.level
         for packet in packets:
             if type(packet) is Publish:
                 packet.origin = wire
                 if self._escapes:
                     packet.topic = self._unescaped(packet.topic)
-                if packet.qos and level == 5:
-                    wire.outstanding += 1
                 if (packet.topic.startswith(owned) and not packet.retain and not self._clearing) or self._passes(
                     packet
                 ):
@@ -680,9 +681,8 @@ class RemoteLink:
                     self._refused(entry[0], packet)
             else:
                 self._other(wire, packet)
-        if wire.outstanding > self._remote.receive_maximum + 1:
-            wire.refuse(Reason.RECEIVE_MAXIMUM_EXCEEDED, "the broker sent more unacknowledged messages than it may")
-            return
+        # A broker that sends more at a time than it may is not refused for it: mosquitto 2.0 does so when a wire has stalled,
+        # and on the next connection again.
         self.counters.received += len(batch)
         if self._queue:
             self._pump()
@@ -784,8 +784,6 @@ class RemoteLink:
     def _other(self, wire: Wire, packet: Packet) -> None:
         """Everything that is not the daily bread."""
         if isinstance(packet, Pubrel):
-            if wire.level == 5 and wire.outstanding:
-                wire.outstanding -= 1
             wire.send(Pubcomp(packet.packet_id))
         elif isinstance(packet, Connack):
             if wire.greeting.done():
@@ -881,7 +879,10 @@ class RemoteLink:
         remote = self._remote
         receiver = self._receiver
         assert receiver is not None
-        wire = Wire(self, self._level, remote.max_packet, asyncio.get_running_loop())
+        # In 3.1.1 nothing tells the broker how much is too much, and what is not acknowledged comes again for ever: all is
+        # taken, and the engine refuses what is too large.
+        most = remote.max_packet if self._level == 5 else LARGEST_PACKET
+        wire = Wire(self, self._level, most, asyncio.get_running_loop())
         await dial(remote.way, wire, remote.connect_timeout)
         self._wire = wire
         try:

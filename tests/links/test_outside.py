@@ -192,7 +192,7 @@ def test_a_broker_that_comes_back_as_it_was_earlier_gets_every_snapshot_again(tm
             os.kill(broker.pid, signal.SIGUSR1)
             eventually((state / "mosquitto.db").exists, "it is saved")
             for number in range(20):
-                sensor.report(f"sensor/o{number}", value(-number))
+                sensor.report(f"sensor/o{number}", value(100 + number))
             wait_for(running, lambda service: link_of(running)._confirmed == service.counter, "the word is heard")
             sensor.wait(lambda: all(snapshots(sensor)[topic]["version"] == 2 for topic in topics))
         broker.process.kill()
@@ -380,12 +380,14 @@ def test_a_wrong_password_ends_the_start_and_later_is_waited_out(tmp_path: Path)
 
 
 def test_an_open_broker_is_refused_unless_the_settings_allow_it(tmp_path: Path) -> None:
-    with mosquitto(tmp_path, ALLOW_ALL) as broker:
-        with gateway(tmp_path, outside=f"mqtt://{HOST}:{broker.port}", start=False) as running:
-            running.launch()
-            assert ends(running) == 74
-            assert "lets clients without a name write what only the gateway may write" in running.errors()
-            assert "link.open = true" in running.errors()
+    with (
+        mosquitto(tmp_path, ALLOW_ALL) as broker,
+        gateway(tmp_path, outside=f"mqtt://{HOST}:{broker.port}", start=False) as running,
+    ):
+        running.launch()
+        assert ends(running) == 74
+        assert "lets clients without a name write what only the gateway may write" in running.errors()
+        assert "link.open = true" in running.errors()
     with mosquitto(tmp_path, PASSWORDS.format(password_file(tmp_path))) as broker:
         url = f"mqtt://{HOST}:{broker.port}"
         with gateway(tmp_path, outside=url, rest=OWN_NAMESPACE + named(tmp_path)) as running:
@@ -400,10 +402,11 @@ def test_a_broker_that_keeps_the_gateway_from_its_topics_is_named_with_the_topic
     monkeypatch.setattr(remote, "JOIN", 1.0)
     rules = writable(tmp_path / "acl", "user gw\ntopic readwrite gateway/#\ntopic write report/#\n")
     config = PASSWORDS.format(password_file(tmp_path)) + f"acl_file {rules}\n"
-    with mosquitto(tmp_path, config) as broker, pytest.raises(remote.RefusedError) as caught:
-        link = named(tmp_path) + f'protocol = "{protocol}"\n'
-        inside(tmp_path / "gateway", link, url=f"mqtt://{HOST}:{broker.port}").__enter__()
-    assert "on replica/gateway1/mark: let 'gw' write to it and read it" in str(caught.value)
+    link = named(tmp_path) + f'protocol = "{protocol}"\n'
+    with mosquitto(tmp_path, config) as broker:
+        wanted = inside(tmp_path / "gateway", link, url=f"mqtt://{HOST}:{broker.port}")
+        with pytest.raises(remote.RefusedError, match="on replica/gateway1/mark: let 'gw' write to it and read it"):
+            wanted.__enter__()
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
