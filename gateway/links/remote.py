@@ -120,6 +120,9 @@ LONGEST_KEPT = 1_200
 FLUSH = 2.0
 """Seconds that the broker has to acknowledge the last messages when the gateway stops."""
 
+GOODBYE = 0.5
+"""Seconds that a connection has to close."""
+
 REFUSED_FOR_GOOD = frozenset(
     {
         Reason.CLIENT_IDENTIFIER_NOT_VALID,
@@ -228,6 +231,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is none by type
+        self.link.wires.add(self)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -236,6 +240,7 @@ class Wire(asyncio.Protocol):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MILLISECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.link.wires.discard(self)
         text = f"the connection broke: {exc}" if exc is not None else "the broker closed the connection"
         self.end(text)
 
@@ -339,9 +344,14 @@ class Wire(asyncio.Protocol):
         if self.transport is not None and not self.transport.is_closing():
             if self.choked:
                 # What it does not take now must not reach it later, behind what the next connection says.
-                self.transport.abort()
+                self.abort()
             else:
                 self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class Stranger(asyncio.Protocol):
@@ -372,7 +382,7 @@ class Stranger(asyncio.Protocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
 
 class RemoteLink:
@@ -395,6 +405,7 @@ class RemoteLink:
         self._level = 4 if remote.protocol == "3.1.1" else 5
         self._receiver: Receiver | None = None
         self._wire: Wire | None = None
+        self.wires: set[Wire] = set()
         self._ready = False
         self._task: asyncio.Task[None] | None = None
         self._beat: asyncio.TimerHandle | None = None
@@ -459,6 +470,13 @@ class RemoteLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        # TLS says good-bye too, and the loop may not close before.
+        deadline = time.monotonic() + GOODBYE
+        while self.wires and time.monotonic() < deadline:  # noqa: ASYNC110  # once in a life
+            await asyncio.sleep(0.005)
+        for wire in list(self.wires):
+            wire.abort()
+        await asyncio.sleep(0)
 
     @property
     def ready(self) -> bool:

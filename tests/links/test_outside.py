@@ -282,7 +282,7 @@ def test_a_stalled_wire_costs_no_acknowledged_report_no_order_and_little_memory(
         link = "\n[link]\nopen = true\n"
         with (
             gateway(tmp_path, rest=OWN_NAMESPACE + UNLIMITED + link, outside=f"mqtt://{HOST}:{wire.port}") as running,
-            clients(broker.port, "sensor", "dash") as (sensor, dash),
+            clients(broker.port, "sensor", "dash", "dash") as (sensor, dash, witness),
         ):
             dash.subscribe("snapshot/#")
             sensor.report("sensor/t", value(-1))
@@ -295,7 +295,7 @@ def test_a_stalled_wire_costs_no_acknowledged_report_no_order_and_little_memory(
                 info = sensor.paho.publish(f"report/sensor/{topic_of('t')}", payload, qos=1)
                 if number % 1_000 == 999:
                     sensor.wait(lambda mid=info.mid: mid in sensor.reasons, 30)  # type: ignore[misc]  # bound now
-            dash.subscribe("delta/#")
+            witness.subscribe("delta/#")
             wire.flow()
             last = dash.wait(
                 lambda: (
@@ -304,8 +304,8 @@ def test_a_stalled_wire_costs_no_acknowledged_report_no_order_and_little_memory(
                 60,
             )
             assert last["version"] == 50_001
-            found = deltas(dash, topic_of("t"))
-            values = [delta["merge"]["values"]["t"]["value"] for delta in found]
+            values = [delta["merge"]["values"]["t"]["value"] for delta in deltas(witness, topic_of("t"))]
+            assert values
             assert values == sorted(values)
             assert usage(running.pid).peak < before + 64 * 2**20
 
