@@ -314,7 +314,7 @@ def test_settings_are_found_by_option_by_environment_and_here(tmp_path: Path) ->
 
 def test_bad_settings_are_all_told_and_exit_with_78(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text('durabilty = "power"\n[broker]\nurl = "mqtt://elsewhere"\n[[namespace]]\nmatch = "x"\n')
+    file.write_text('durabilty = "power"\n[broker]\nurl = "mqtt://elsewhere:0"\n[[namespace]]\nmatch = "x"\n')
     for arguments in (("config", "check"), ("config", "show"), ("run",), ("client", "ls"), ("schema", "ls")):
         result = ctxt(*arguments, "--config", str(file))
         assert result.returncode == Exit.CONFIG, arguments
