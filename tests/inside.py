@@ -65,14 +65,8 @@ class Inside:
         service = None
         try:
             service = build(load(self.path, {"CTXT_BROKER__URL": self._url}))
-        except BaseException as error:
-            self.problem = error
-            self._started.set()
-            return
-        try:
             await service.start()
         except BaseException as error:
-            await service.stop()
             self.problem = error
             if service is not None:
                 await service.stop()

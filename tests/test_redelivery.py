@@ -31,6 +31,27 @@ def test_the_oldest_is_forgotten_when_the_ring_is_full() -> None:
     assert ring.find(65, 65) == 0
 
 
+def test_nothing_of_a_session_that_is_no_more_is_found_also_after_a_restart() -> None:
+    ring, stored = Ring(8), Ring(8)
+    for packet_id in range(1, 6):
+        ring.remember(packet_id, packet_id * 10, 0)
+    ring.void()
+    ring.remember(3, 30, 0x99)
+    stored.replay(*ring.fresh())
+    for each in (ring, stored):
+        assert [each.find(packet_id, packet_id * 10) for packet_id in range(1, 6)] == [None, None, 0x99, None, None]
+
+
+def test_a_ring_in_which_nothing_holds_is_not_made_void_again() -> None:
+    ring = Ring(8)
+    ring.void()
+    ring.remember(1, 10, 0)
+    ring.void()
+    ring.fresh()
+    ring.void()
+    assert ring.fresh()[1] == []
+
+
 def test_what_is_fresh_is_told_once() -> None:
     ring = Ring(8)
     for packet_id in range(1, 4):

@@ -54,10 +54,8 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self.refusing = False
-        """Whether new connections are closed at once."""
         self.connections = 0
-        """How many have come so far."""
+        """How many have come so far; where nobody listens at `target` they are closed at once."""
         self._pairs: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -77,16 +75,15 @@ class Proxy:
         return event
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         try:
-            if self.refusing:
-                raise ConnectionRefusedError
             out_reader, out_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
+            self.connections += 1
             writer.transport.abort()
             return
         pair = {writer, out_writer}
         self._pairs |= pair
+        self.connections += 1
         for source, sink in ((reader, out_writer), (out_reader, writer)):
             task = self._loop.create_task(self._pass(source, sink, pair))
             self._tasks.add(task)
