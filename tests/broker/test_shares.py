@@ -199,6 +199,26 @@ def test_what_was_sent_to_a_member_waits_for_it_and_the_rest_goes_to_another_at_
     run(go)
 
 
+def test_what_waits_for_a_member_that_unsubscribes_goes_to_another_at_once() -> None:
+    async def go() -> None:
+        async with running() as (_, broker, port):
+            first = await member(port, 1, "$share/g/open/#", RECEIVE_MAXIMUM=2)
+            second = await member(port, 2, "$share/g/open/#", RECEIVE_MAXIMUM=50)
+            topic = topic_of(broker, 1)
+            for i in range(6):
+                broker.publish(topic, b"%d" % i, qos=1)
+            sent = await first.collect(2)
+            first.send(Unsubscribe(8, ["$share/g/open/#"]))
+            assert (await first.expect(Unsuback)).reasons == [Reason.SUCCESS]
+            got = await second.collect(4)
+            assert [int(publish.payload) for publish in got] == [2, 3, 4, 5]
+            first.send(*(Puback(publish.packet_id) for publish in sent))
+            assert await first.silent()
+            assert not broker.queued
+
+    run(go)
+
+
 @BOTH
 def test_what_is_unacknowledged_at_qos_1_goes_to_another_member_when_the_session_ends_and_at_qos_2_to_nobody(
     level: int,

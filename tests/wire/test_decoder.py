@@ -96,6 +96,22 @@ def test_pieces_of_any_size_make_the_same_packets_from_the_connect_on(data: st.D
     assert decoder.buffered == 0
 
 
+@pytest.mark.parametrize("server", [True, False])
+@pytest.mark.parametrize("level", [4, 5])
+@pytest.mark.parametrize("size", [1_000, 1_400, 4_096])
+def test_a_long_packet_may_begin_behind_others_in_one_read_and_end_in_another(
+    size: int, level: int, server: bool
+) -> None:
+    packets: list[Packet] = [Publish("a/b", bytes((n,)) * (n * 37 % 900), n % 2, packet_id=n % 2) for n in range(100)]
+    whole = b"".join(encode(packet, level) for packet in packets)
+    decoder = reader(level, server=server)
+    found: list[Packet] = []
+    for at in range(0, len(whole), size):
+        found += decoder.feed(whole[at : at + size])
+    assert found == packets
+    assert decoder.buffered == 0
+
+
 def test_nothing_behind_a_connect_is_read_before_it_is_asked_for() -> None:
     decoder = Decoder(server=True)
     assert decoder.feed(CONNECT[5] + encode(Pingreq(), 5) + b"\0\0") == [Connect("c", 5)]
