@@ -786,7 +786,7 @@ def test_the_systemd_unit_keeps_its_state_and_does_not_retry_bad_settings() -> N
     unit.read_string((folder("config") / "ctxt-gateway.service").read_text())
     service = unit["Service"]
     assert service["ExecStart"].endswith("ctxt run --config /etc/ctxt-gateway/gateway.toml")
-    assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "78")
+    assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "7 78")
     assert service["StateDirectory"] == service["ConfigurationDirectory"] == service["User"]
     assert int(service["LimitNOFILE"]) > load(None, HOME).broker.connections
     assert load(None, {"STATE_DIRECTORY": f"/var/lib/{service['StateDirectory']}"}).state_dir == Path(
