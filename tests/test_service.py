@@ -734,7 +734,7 @@ def test_the_redelivery_ring_of_a_silent_session_is_forgotten_here_and_in_the_st
             sensor.report("sensor/room", warmer(1))
         with clients(gateway.port, "dash") as (dash,):
             dash.report("dash/room", warmer(1))
-            key, other = sorted(gateway.call(lambda service: list(service._rings)))
+            other, key = sorted(gateway.call(lambda service: list(service._rings)))  # dash, sensor
 
             def forget(service: Service) -> None:
                 service._rings[key].used -= 400 * 86_400
