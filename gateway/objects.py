@@ -73,6 +73,7 @@ class DataObject:
         "delta_route",
         "description",
         "due",
+        "grants",
         "modified",
         "name",
         "namespace",
@@ -112,6 +113,7 @@ class DataObject:
         description: str | None = None,
         tags: list[str] | None = None,
         resources: list[str] | None = None,
+        grants: dict[str, float] | None = None,
     ) -> None:
         self.topic = topic
         self.url = url_of(topic)
@@ -131,6 +133,8 @@ class DataObject:
         self.description = description
         self.tags = tags
         self.resources = resources
+        self.grants = grants
+        """Who may observe it beside those whom its namespace lists, each until a time (Unix seconds; 0: for good)."""
         self.size = len(text) if text is not None else 0
         self.charged = 0
         """Bytes that this object's Reporter has been charged for it."""
@@ -165,15 +169,18 @@ class DataObject:
 
 
 class Objects:
-    """Every object and tombstone: by topic, by reporter, and in the order of their URLs."""
+    """Every object and tombstone: by topic, by reporter, by who was granted it, and in the order of their URLs."""
 
-    __slots__ = ("_by_reporter", "_by_topic", "_order", "get")
+    __slots__ = ("_by_reporter", "_by_topic", "_granted", "_order", "get")
 
     def __init__(self, objects: Iterable[DataObject] = ()) -> None:
         self._by_topic: dict[str, DataObject] = {}
         self._by_reporter: dict[str, dict[str, DataObject]] = {}
+        self._granted: dict[str, dict[str, DataObject]] = {}
         for obj in objects:
             self._by_topic[obj.topic] = obj
+            for client in obj.grants or ():
+                self._granted.setdefault(client, {})[obj.topic] = obj
             self._by_reporter.setdefault(obj.reporter, {})[obj.topic] = obj
         self._order: list[str] = sorted(obj.url for obj in self._by_topic.values())
         self.get = self._by_topic.get
@@ -197,6 +204,8 @@ class Objects:
         """Forget an object or tombstone for good."""
         del self._by_topic[obj.topic]
         self._leave(obj)
+        for client in list(obj.grants or ()):
+            self.revoke(obj, client)
         del self._order[bisect_left(self._order, obj.url)]
 
     def hand_over(self, obj: DataObject, reporter: str) -> None:
@@ -210,6 +219,28 @@ class Objects:
         del own[obj.topic]
         if not own:
             del self._by_reporter[obj.reporter]
+
+    def grant(self, obj: DataObject, client: str, until: float) -> None:
+        """Note that a client may observe an object, until a time (Unix seconds; 0: for good)."""
+        if obj.grants is None:
+            obj.grants = {}
+        obj.grants[client] = until
+        self._granted.setdefault(client, {})[obj.topic] = obj
+
+    def revoke(self, obj: DataObject, client: str) -> bool:
+        """Forget that; whether it was so."""
+        if obj.grants is None or obj.grants.pop(client, None) is None:
+            return False
+        obj.grants = obj.grants or None
+        held = self._granted[client]
+        del held[obj.topic]
+        if not held:
+            del self._granted[client]
+        return True
+
+    def granted(self, client: str) -> Iterable[DataObject]:
+        """What one client was granted."""
+        return self._granted.get(client, {}).values()
 
     def of(self, reporter: str) -> Iterable[DataObject]:
         """The objects and tombstones of one Reporter."""

@@ -7,14 +7,16 @@ the engine decides who owns. `may` is the first lock and everybody's right to re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from heapq import heapify, heappop, heappush
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.address import Pattern
-from gateway.objects import Objects, parent_of
-from gateway.topics import matches, overlaps, split_share
+from gateway.objects import DataObject, Objects, parent_of
+from gateway.topics import covers, matches, overlaps, split_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Action = Literal["publish", "subscribe", "receive"]
 
@@ -30,6 +32,9 @@ BELIEVED = 100
 STATISTICS = "$SYS/broker/"
 """Below it are the broker's own values."""
 
+BELOW = "/children/+/#"
+"""Behind an object's topic it matches its children."""
+
 RESERVED = ("$SYS", "$share", "$CONTROL")
 """First levels that no rule opens: the broker's own, shared subscriptions, and what brokers are controlled by."""
 
@@ -42,20 +47,24 @@ class Clients:
 
     everyone: bool
     names: frozenset[str]
+    groups: frozenset[str] = frozenset()
+    """The groups that were named: a client's token may make it a member of one for a while."""
 
     @classmethod
     def resolve(cls, entries: Iterable[str], groups: Mapping[str, Iterable[str]]) -> Clients:
         """From the entries of a settings list: names, `@group`, `*`. Raises KeyError for an unknown group."""
         names: set[str] = set()
+        named: set[str] = set()
         everyone = False
         for entry in entries:
             if entry == "*":
                 everyone = True
             elif entry.startswith("@"):
                 names.update(groups[entry[1:]])
+                named.add(entry[1:])
             else:
                 names.add(entry)
-        return cls(everyone, frozenset(names))
+        return cls(everyone, frozenset(names), frozenset(named))
 
     def __contains__(self, client: str) -> bool:
         return client in self.names or (self.everyone and client != ANONYMOUS)
@@ -81,9 +90,10 @@ class Namespace:
         """Whether an object topic belongs here, whoever asks."""
         return (self.anyone or self.match).matches(topic)
 
-    def may_create(self, client: str, topic: str) -> bool:
-        """Whether `client` may bring this object to life: listed, and `{client}` bound to its own name."""
-        return client in self.report and self.match.matches(topic, client)
+    @property
+    def topic_filter(self) -> str:
+        """The filter of all object topics here, without a verb: exactly those that `holds` says yes to."""
+        return (self.anyone or self.match).topic_filter("+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,34 @@ def namespace(match: str, *, schema: str, report: Clients, observe: Clients, **r
     return Namespace(pattern, schema, report, observe, anyone=anyone, **rest)  # type: ignore[arg-type]
 
 
+class Permissions(NamedTuple):
+    """What one client may do, as MQTT filters with the prefix: what a broker's own rules are compiled from.
+
+    A topic is allowed where a filter of the list matches it and, for `receive`, none of `deny` does. As long as the rules, the
+    client's grants and its own objects are what they are that says what `may_publish` and `may_receive` say.
+    `listed`: objects are named one by one because a rule of their namespace cannot be said in filters; new ones there have to be added.
+    """
+
+    publish: tuple[str, ...]
+    receive: tuple[str, ...]
+    deny: tuple[str, ...] = ()
+    listed: bool = False
+
+    def reads_all(self, wanted: str) -> bool:
+        """Whether everything that the gateway publishes below a filter may be read."""
+        return not any(overlaps(hole, wanted) for hole in self.deny) and any(
+            covers(filter_, wanted) for filter_ in self.receive
+        )
+
+    def lost(self, before: Permissions) -> bool:
+        """Whether something that was allowed before is not allowed now. True where that cannot be told."""
+        return (
+            any(not any(covers(mine, old) for mine in self.publish) for old in before.publish)
+            or any(not any(covers(mine, old) for mine in self.receive) for old in before.receive)
+            or any(not any(covers(old, hole) for old in before.deny) for hole in self.deny)
+        )
+
+
 class Rights:
     """`may(client, action, topic)` over one set of rules and the objects as they are.
 
@@ -126,7 +164,105 @@ class Rights:
         self.objects = objects
         self.prefix = prefix + "/" if prefix else ""
         self.statistics = statistics
+        self.barred: frozenset[str] = frozenset()
+        """Clients that are disabled: they may do nothing, whatever else is written."""
+        self.joined: dict[str, dict[str, float]] = {}
+        """Of clients with a token the groups that it makes them members of, each until a time (Unix seconds)."""
         self.generation = 1
+        self._ends: list[tuple[float, str, str]] = []
+
+    # ---- changes -------------------------------------------------------------------------------------------------------
+
+    def replace(self, other: Rights) -> None:
+        """Take over the rules of another set: grants, tokens and barred clients stay. `DataObject.namespace` is the caller's to renew."""
+        self.namespaces = other.namespaces
+        self.rules = other.rules
+        self.statistics = other.statistics
+        self.generation += 1
+
+    def bar(self, clients: Iterable[str]) -> frozenset[str]:
+        """Say who is disabled now; those for whom that is a change."""
+        barred = frozenset(clients)
+        changed = barred ^ self.barred
+        if changed:
+            self.barred = barred
+            self.generation += 1
+        return changed
+
+    def join(self, client: str, groups: Iterable[str], until: float) -> bool:
+        """Make a client a member of groups until a time (Unix seconds). Whether that may have changed anything."""
+        own = self.joined.setdefault(client, {})
+        fresh = False
+        for group in groups:
+            fresh |= group not in own
+            if until > own.get(group, 0.0):
+                own[group] = until
+                heappush(self._ends, (until, client, "@" + group))
+        if not own:
+            del self.joined[client]
+        if fresh:
+            self.generation += 1
+        return fresh
+
+    def grant(self, obj: DataObject, client: str, until: float = 0.0) -> bool:
+        """Let a client observe one object, and its children, until a time (Unix seconds; 0: for good). Whether it may more than before."""
+        fresh = obj.grants is None or client not in obj.grants
+        self.objects.grant(obj, client, until)
+        if until:
+            heappush(self._ends, (until, client, obj.topic))
+        if fresh:
+            self.generation += 1
+        return fresh
+
+    def revoke(self, obj: DataObject, client: str) -> bool:
+        """Take a grant back. Whether there was one."""
+        if not self.objects.revoke(obj, client):
+            return False
+        self.generation += 1
+        return True
+
+    def watch_grants(self) -> None:
+        """Begin with the objects as they are: their grants end when they say."""
+        self._ends = [
+            (until, client, obj.topic)
+            for obj in self.objects
+            if obj.grants
+            for client, until in obj.grants.items()
+            if until
+        ]
+        heapify(self._ends)
+
+    def expire(self, now: float) -> list[tuple[str, DataObject | None]]:
+        """End what ends by now: (client, the object of a grant; None: a token's group)."""
+        ended: list[tuple[str, DataObject | None]] = []
+        ends = self._ends
+        while ends and ends[0][0] <= now:
+            until, client, what = heappop(ends)
+            if what[:1] == "@":
+                own = self.joined.get(client, {})
+                if own.get(what[1:]) == until:
+                    del own[what[1:]]
+                    if not own:
+                        del self.joined[client]
+                    ended.append((client, None))
+                continue
+            obj = self.objects.get(what)
+            # A grant that was given anew ends when it says now.
+            if obj is not None and obj.grants is not None and obj.grants.get(client) == until:
+                self.objects.revoke(obj, client)
+                ended.append((client, obj))
+        if ended:
+            self.generation += 1
+        return ended
+
+    # ---- objects -------------------------------------------------------------------------------------------------------
+
+    def lists(self, clients: Clients, client: str) -> bool:
+        """Whether a list of the settings has a client: by name, by group, by `*`, or by a group of its token."""
+        if client in clients:
+            return True
+        joined = self.joined.get(client)
+        return joined is not None and not clients.groups.isdisjoint(joined)
 
     def namespace_of(self, topic: str) -> Namespace | None:
         """The first namespace that matches an object topic; a child's is its parent's."""
@@ -137,20 +273,29 @@ class Rights:
         return None
 
     def may_create(self, client: str, topic: str) -> bool:
-        """Whether a client may create this (parent) object by reporting on it."""
+        """Whether a client may create this (parent) object by reporting on it: listed, and `{client}` bound to its own name."""
         found = self.namespace_of(topic)
-        return found is not None and found.may_create(client, topic)
+        return (
+            found is not None
+            and client not in self.barred
+            and self.lists(found.report, client)
+            and found.match.matches(topic, client)
+        )
 
     def may_observe(self, client: str, topic: str) -> bool:
-        """Whether a client may read an object topic: its Reporter, or allowed to observe it (a child: its parent)."""
+        """Whether a client may read an object topic: its Reporter, listed or granted (a child: its parent is)."""
+        if client in self.barred:
+            return False
         obj = self.objects.get(topic)
-        if obj is not None and obj.reporter == client:
+        if obj is not None and (obj.reporter == client or (obj.grants is not None and client in obj.grants)):
             return True
         parent = parent_of(topic)
         if parent is not None:
             return self.may_observe(client, parent)
         found = obj.namespace if obj is not None else self.namespace_of(topic)
-        return found is not None and client in found.observe
+        return found is not None and self.lists(found.observe, client)
+
+    # ---- topics --------------------------------------------------------------------------------------------------------
 
     def may(self, client: str, action: Action, topic: str) -> bool:
         """Whether a client may publish to a topic name, receive a message on it, or subscribe to a filter.
@@ -166,21 +311,25 @@ class Rights:
 
     def may_publish(self, client: str, topic: str) -> bool:
         """The name in the topic must be the client's own; nobody but the gateway writes what Observers read."""
+        if client in self.barred:
+            return False
         own = self._strip(topic)
         if own is not None:
             verb, _, rest = own.partition("/")
             if verb == "report":
-                return rest.startswith(client + "/") and len(rest) > len(client) + 1
+                return rest.startswith(client + "/")
             if verb in ("request", "presence"):
                 return rest == client and client != ANONYMOUS
             if verb in VERBS:
                 return False
         if _reserved(topic):
             return False
-        return any(client in rule.write and matches(rule.bound(client), topic) for rule in self.rules)
+        return any(self.lists(rule.write, client) and matches(rule.bound(client), topic) for rule in self.rules)
 
     def may_receive(self, client: str, topic: str) -> bool:
         """What Observers read, one's own inbox, the gateways' announcements, `$SYS/broker/`, and what topic rules open."""
+        if client in self.barred:
+            return False
         own = self._strip(topic)
         if own is not None:
             verb, _, rest = own.partition("/")
@@ -189,15 +338,20 @@ class Rights:
             if verb == "inbox":
                 return client != ANONYMOUS and (rest == client or rest.startswith(client + "/"))
             if verb == "gateway":
-                return bool(rest)
+                return bool(rest) and "/" not in rest
             if verb in VERBS:
                 return False
         if _reserved(topic):
-            return topic.startswith(STATISTICS) and client in self.statistics
-        return any(client in rule.read and matches(rule.bound(client), topic) for rule in self.rules)
+            return topic.startswith(STATISTICS) and self.lists(self.statistics, client)
+        return any(self.lists(rule.read, client) and matches(rule.bound(client), topic) for rule in self.rules)
 
     def may_subscribe(self, client: str, topic_filter: str) -> bool:
-        """Whether a filter can match anything that the client may read now. A shared one is judged as its filter."""
+        """Whether a filter can match anything that the client may read now. A shared one is judged as its filter.
+
+        For brokers that ask about each delivery; where they do not, `may_read_all` has to be asked.
+        """
+        if client in self.barred:
+            return False
         try:
             share = split_share(topic_filter)
         except ValueError:
@@ -210,9 +364,9 @@ class Rights:
             overlaps(wanted, f"{prefix}inbox/{client}") or overlaps(wanted, f"{prefix}inbox/{client}/#")
         ):
             return True
-        if client in self.statistics and overlaps(wanted, STATISTICS + "#"):
+        if self.lists(self.statistics, client) and overlaps(wanted, STATISTICS + "#"):
             return True
-        if any(client in rule.read and overlaps(wanted, rule.bound(client)) for rule in self.rules):
+        if any(self.lists(rule.read, client) and overlaps(wanted, rule.bound(client)) for rule in self.rules):
             return True
         return any(self._may_see_some(client, prefix + verb + "/", wanted) for verb in OBSERVED)
 
@@ -220,22 +374,15 @@ class Rights:
         if not overlaps(wanted, head + "#"):
             return False
         for found in self.namespaces:
-            if client in found.observe or client in found.report:
-                bound = None if client in found.observe else client
-                own = (
-                    (found.anyone or found.match).topic_filter("+")
-                    if bound is None
-                    else found.match.topic_filter(bound)
-                )
+            observes = self.lists(found.observe, client)
+            if observes or self.lists(found.report, client):
+                own = found.topic_filter if observes else found.match.topic_filter(client)
                 if overlaps(wanted, head + own) or overlaps(wanted, f"{head}{own}/children/#"):
                     return True
         if wanted.startswith(head) and "+" not in wanted and "#" not in wanted:
             topic = wanted[len(head) :]
-            return any(
-                obj is not None and obj.reporter == client
-                for obj in (self.objects.get(topic), self.objects.get(parent_of(topic) or ""))
-            )
-        for looked, obj in enumerate(self.objects.of(client)):
+            return self.may_observe(client, topic)
+        for looked, obj in enumerate(chain(self.objects.of(client), self.objects.granted(client))):
             # Whoever has so many is believed: what is delivered is judged in any case.
             if (
                 looked == BELIEVED
@@ -245,11 +392,152 @@ class Rights:
                 return True
         return False
 
+    def may_read_all(self, client: str, topic_filter: str) -> bool:
+        """Whether a client may read whatever a filter matches, now and as long as rules and grants are as they are.
+
+        For brokers that ask once, at SUBSCRIBE. A shared subscription is judged as its filter.
+        """
+        try:
+            share = split_share(topic_filter)
+        except ValueError:
+            return False
+        wanted = share.topic_filter if share else topic_filter
+        if "+" not in wanted and "#" not in wanted:
+            return self.may_receive(client, wanted)
+        return self.permissions(client).reads_all(self._deep(wanted))
+
+    def _deep(self, wanted: str) -> str:
+        """`snapshot/#` as `snapshot/+/+/+/#`: an object topic has three levels at least, and nothing else is below these verbs."""
+        own = self._strip(wanted)
+        if own is None or not own.endswith("/#") or own.partition("/")[0] not in OBSERVED:
+            return wanted
+        levels = own.count("/")
+        return wanted[:-1] + "+/" * (4 - levels) + "#" if levels < 4 else wanted
+
+    # ---- compiled ------------------------------------------------------------------------------------------------------
+
+    def permissions(self, client: str) -> Permissions:
+        """Everything that a client may publish and receive, as filters. Takes microseconds for each of its objects and grants."""
+        if client in self.barred:
+            return Permissions((), ())
+        prefix = self.prefix
+        publish = [f"{prefix}report/{client}/+/#"]
+        receive = [prefix + "gateway/+"]
+        if client != ANONYMOUS:
+            publish += (f"{prefix}request/{client}", f"{prefix}presence/{client}")
+            receive.append(f"{prefix}inbox/{client}/#")
+        if self.lists(self.statistics, client):
+            receive.append(STATISTICS + "+/#")
+        for rule in self.rules:
+            if self.lists(rule.write, client):
+                publish.append(rule.bound(client))
+            if self.lists(rule.read, client):
+                receive.append(rule.bound(client))
+        allowed, holes, listed = self._observed(client)
+        heads = [f"{prefix}{verb}/" for verb in OBSERVED]
+        receive += (head + each for each in allowed for head in heads)
+        return Permissions(
+            tuple(publish), tuple(receive), tuple(head + each for each in holes for head in heads), listed
+        )
+
+    def _observed(self, client: str) -> tuple[list[str], list[str], bool]:
+        """Of the objects that a client may read: filters that allow, filters that deny and go first, and whether objects matter.
+
+        The first namespace decides, and filters can only add up: what an earlier namespace keeps closed is a hole in what a
+        later one opens. A child is where its parent is, but its topic may be matched by what opens or closes the parent's
+        neighbours: such children are a hole too. Where something else opens a part of a hole the objects are named one by one.
+        """
+        single: dict[str, DataObject] = {}
+        for obj in chain(self.objects.of(client), self.objects.granted(client)):
+            single[obj.topic] = obj
+        opened: list[str] = []
+        closed: list[str] = []
+        holes: dict[str, None] = {}
+        listed = False
+        inner = [found for obj in single.values() for found in _with_children(obj)]
+        for found in self.namespaces:
+            own = found.topic_filter
+            if any(covers(earlier, own) for earlier in chain(opened, closed)):
+                continue
+            if not self.lists(found.observe, client):
+                closed.append(own)
+                continue
+            near = [hole for hole in closed if overlaps(hole, own)]
+            mine = [each for hole in near for each in _deeper(hole)]
+            in_parts = False
+            for parents in _aliases(own):
+                readable = parents in single or self._opens(client, parents)
+                in_parts |= readable is None
+                if readable is False:
+                    mine.append(parents + BELOW)
+            for parents in (parents for hole in near for parents in _aliases(hole)):
+                if self._opens(client, parents) is not False:
+                    # Denied with the neighbours: no harm as long as nothing that can have children is there.
+                    listed = True
+                    in_parts |= any(
+                        each is not None and each.schema is not None and each.schema.children
+                        for each in self.objects.matching(parents)
+                    )
+            if in_parts or any(overlaps(hole, each) for hole in mine for each in chain(inner, opened)):
+                listed = True
+                for each in self.objects.matching(own):
+                    if each is not None and each.namespace is found and parent_of(each.topic) is None:
+                        single.setdefault(each.topic, each)
+                        inner += _with_children(each)
+                continue
+            holes.update(dict.fromkeys(mine))
+            opened.append(own)
+        allowed: dict[str, None] = {}
+        for own in opened:
+            allowed.update(dict.fromkeys(_deeper(own)))
+        for topic, obj in single.items():
+            base = parent_of(topic) or topic
+            if not any(matches(own, base) for own in opened):
+                allowed.update(dict.fromkeys(_with_children(obj)))
+        return list(allowed), list(holes), listed
+
+    def _opens(self, client: str, parents: str) -> bool | None:
+        """Whether the namespaces let a client read all objects that a filter matches, none (False), or some (None)."""
+        said: set[bool] = set()
+        for found in self.namespaces:
+            own = found.topic_filter
+            if overlaps(own, parents):
+                said.add(self.lists(found.observe, client))
+                if covers(own, parents):
+                    break
+        else:
+            said.add(False)
+        return said.pop() if len(said) == 1 else None
+
     def _strip(self, topic: str) -> str | None:
         prefix = self.prefix
         if not prefix:
             return topic
         return topic[len(prefix) :] if topic.startswith(prefix) else None
+
+
+def _with_children(obj: DataObject) -> Iterator[str]:
+    """The filters of an object and of what can be below it."""
+    yield obj.topic
+    if parent_of(obj.topic) is None and (obj.schema is None or obj.schema.children):
+        yield obj.topic + BELOW
+
+
+def _aliases(own: str) -> Iterator[str]:
+    """Of a namespace's filter: the parents that it does not match although it matches topics of their children."""
+    levels = own.split("/")
+    rest = levels[-1] == "#"
+    n = len(levels) - 2 if rest else len(levels)
+    for depth in range(max(n - 3, 3), n + 1) if rest else range(max(n - 4, 3), n - 3):
+        if depth == n or levels[depth] in ("+", "children"):
+            yield "/".join(levels[:depth])
+
+
+def _deeper(own: str) -> Iterator[str]:
+    """The filters of a namespace's objects and of their children."""
+    yield own
+    if not own.endswith("/#"):
+        yield own + BELOW
 
 
 def _reserved(topic: str) -> bool:

@@ -533,6 +533,12 @@ def _escape(value: str) -> str:
     return value
 
 
+def _plugin_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", value):
+        raise ValueError("takes the name of a plugin: up to 32 of a-z 0-9 _ -, a letter first")
+    return value
+
+
 class LinkSettings(_Table):
     """How the gateway joins a broker outside, where `[broker] url` names one."""
 
@@ -596,6 +602,17 @@ class LinkSettings(_Table):
         default=False,
         description="Whether to serve although the broker lets clients without a name write what only the gateway may"
         " write: then nothing in it can be believed.",
+    )
+
+
+class AclSettings(_Table):
+    """How a broker outside is made to enforce who may write and read; the broker inside needs nothing here."""
+
+    plugin: Annotated[str, AfterValidator(_plugin_name)] = Field(
+        default="none",
+        description="The ACL plugin for the broker in [broker] url: `mosquitto` writes its ACL and password files, `http`"
+        " answers EMQX, RabbitMQ, VerneMQ and mosquitto-go-auth, `nats` writes its users; or one that is installed beside"
+        " the gateway. `none`: the broker's rules are kept by hand.",
     )
 
 
@@ -845,6 +862,7 @@ class Settings(BaseSettings):
     )
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     link: LinkSettings = Field(default_factory=LinkSettings)
+    acl: AclSettings = Field(default_factory=AclSettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
     groups: Annotated[Mapping[GroupName, tuple[ClientName, ...]], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({}),
@@ -1356,15 +1374,17 @@ def warnings(settings: Settings) -> list[str]:
             f"broker.url: what goes to {outside.host} and comes from there, the gateway's password too, crosses the network"
             " unencrypted: use mqtts:// or wss://"
         )
-    if outside is not None:
+    if outside is not None and settings.acl.plugin == AclSettings().plugin:
         found += (
             f"namespace[{i}].observe: who may read is up to the broker's own access rules, and those of config/mosquitto let"
-            " every client read every object"
+            " every client read every object: name an ACL plugin in acl.plugin"
             for i, namespace in enumerate(settings.namespace)
             if tuple(namespace.observe) != ("*",)
         )
     if outside is None and settings.link != LinkSettings():
         found.append("link: has no effect with the broker inside: set broker.url to a broker outside, or remove it")
+    if outside is None and settings.acl != AclSettings():
+        found.append("acl: has no effect with the broker inside, which asks for itself: remove it")
     reachable = [(f"listener[{i}].url", each.place) for i, each in enumerate(settings.listener)]
     if broker.listener is not None:
         reachable.insert(0, ("broker.url", Place("mqtt", *broker.listener, "")))
