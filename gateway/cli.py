@@ -33,7 +33,9 @@ client_app = typer.Typer(help="Who may connect: add, list and remove clients. Wo
 schema_app = typer.Typer(help="The catalogue: list, show and check JSON Schemas.", **_LOOK)
 config_app = typer.Typer(help="The settings: check them, show what is in effect, write a first file.", **_LOOK)
 broker_app = typer.Typer(help="The broker inside, while it runs: who is connected, who hears what.", **_LOOK)
+acl_app = typer.Typer(help="Who may read and write what: explain it, grant it, try it.", **_LOOK)
 app.add_typer(client_app, name="client", rich_help_panel="Gateway")
+app.add_typer(acl_app, name="acl", rich_help_panel="Gateway")
 app.add_typer(broker_app, name="broker", rich_help_panel="Gateway")
 app.add_typer(schema_app, name="schema", rich_help_panel="Gateway")
 app.add_typer(config_app, name="config", rich_help_panel="Gateway")
@@ -134,6 +136,20 @@ def run(config: ConfigFile = None) -> None:
     from gateway.commands import run as command
 
     command.run(config)
+
+
+@_command(app, panel="Gateway")
+def reload(json: Json = False, config: ConfigFile = None) -> None:
+    """Have the running gateway read its settings and schemas again, as SIGHUP does.
+
+    All of it is taken over, or nothing: with 78 it is refused, and the gateway goes on as before. Nobody is disconnected.
+
+    For example:
+      ctxt config check && ctxt reload
+    """
+    from gateway.commands import running
+
+    running.reload(config, json=json)
 
 
 @_command(app, panel="Gateway")
@@ -376,6 +392,117 @@ def client_enable(name: ClientName, config: ConfigFile = None) -> None:
     from gateway.commands import clients
 
     clients.set_disabled(config, name, disabled=False)
+
+
+# ---- rights ------------------------------------------------------------------------------------------------------------
+
+Url = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL", help="URL of an object, like ctxt://home.local/room/temperature.", show_default=False
+    ),
+]
+Client = Annotated[str, typer.Argument(metavar="CLIENT", help="Name of a client.", show_default=False)]
+
+
+class Action(StrEnum):
+    """What a client may be allowed."""
+
+    PUBLISH = "publish"
+    SUBSCRIBE = "subscribe"
+    RECEIVE = "receive"
+
+
+@_command(acl_app, "explain")
+def acl_explain(
+    client: Client,
+    action: Annotated[Action, typer.Argument(help="What it wants to do.", show_default=False)],
+    topic: Annotated[
+        str, typer.Argument(metavar="TOPIC", help="MQTT topic, or a filter for `subscribe`.", show_default=False)
+    ],
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Say whether a client may, and which rule decides. Exit code 4: it may not.
+
+    Asks the running gateway, and where the broker outside can be asked shows its answer beside.
+
+    For example:
+      ctxt acl explain dashboard receive snapshot/ctxt/home.local/room/temperature
+      ctxt acl explain kitchen publish report/kitchen/ctxt/home.local/kitchen/oven
+    """
+    from gateway.commands import acl
+
+    acl.explain(config, client, action.value, topic, json=json)
+
+
+@_command(acl_app, "grants")
+def acl_grants(
+    client: Annotated[Optional[str], typer.Option("--client", metavar="NAME", help="Only this client's.")] = None,  # noqa: UP045
+    url: Annotated[Optional[str], typer.Option("--url", metavar="URL", help="Only this object's.")] = None,  # noqa: UP045
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """List which clients may observe which objects beside those whom the namespaces list.
+
+    For example:
+      ctxt acl grants
+      ctxt acl grants --client dashboard --json
+    """
+    from gateway.commands import acl
+
+    acl.grants(config, client, url, json=json)
+
+
+@_command(acl_app, "grant")
+def acl_grant(
+    client: Client,
+    url: Url,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            "--expires",
+            metavar="WHEN",
+            help="After 90m, 12h, 7d, or at a time like 2026-12-31T18:00:00Z.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Let a client observe one object and its children. When this returns the broker lets it.
+
+    For example:
+      ctxt acl grant dashboard ctxt://home.local/room/temperature
+      ctxt acl grant guest ctxt://home.local/room/temperature --expires 7d
+    """
+    from gateway.commands import acl
+
+    acl.grant(config, client, url, expires, json=json)
+
+
+@_command(acl_app, "revoke")
+def acl_revoke(client: Client, url: Url, json: Json = False, config: ConfigFile = None) -> None:
+    """Take a grant back. When this returns the client gets nothing more of the object, whatever it has subscribed to.
+
+    For example:
+      ctxt acl revoke guest ctxt://home.local/room/temperature
+    """
+    from gateway.commands import acl
+
+    acl.revoke(config, client, url, json=json)
+
+
+@_command(acl_app, "assign")
+def acl_assign(url: Url, client: Client, json: Json = False, config: ConfigFile = None) -> None:
+    """Give an object another Reporter: a sensor was replaced. The former one's next report is refused.
+
+    For example:
+      ctxt acl assign ctxt://home.local/room/temperature room-sensor-2
+    """
+    from gateway.commands import acl
+
+    acl.assign(config, url, client, json=json)
 
 
 # ---- the broker inside -------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """How `ctxt broker` talks to the running gateway: a Unix socket in the state folder, for the folder's owner only.
 
 One request a connection: a line of JSON, `{"do":"clients"}`, `{"do":"subscriptions","client":NAME?}`,
-`{"do":"counters"}` or `{"do":"kick","client":NAME,"client_id":ID?}`. The answer is a line for each item, `{"item":{…}}`, and then one with `done` (how
-many they were) or `error` (a sentence).
+`{"do":"counters"}`, `{"do":"kick","client":NAME,"client_id":ID?}`, or what `gateway/administration.py` does. The answer is a line for each item,
+`{"item":{…}}`, and then one with `done` (how many they were) or `error` (a sentence) and perhaps its `code`, which follows HTTP.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
@@ -22,7 +22,7 @@ from gateway.errors import CtxtError
 from gateway.wire.packets import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from gateway.broker.server import Broker
     from gateway.counts import Family
@@ -37,6 +37,9 @@ AT_ONCE = 8
 PATIENCE = 10.0
 """Seconds that either side may let the other wait."""
 
+LONGEST_WORK = 60.0
+"""Seconds that a change may take, with a broker outside that has to take it over."""
+
 SLICE = 200
 """Items that are made before everything else has its turn."""
 
@@ -45,7 +48,11 @@ _log = logging.getLogger("gateway.control")
 
 
 class ControlError(CtxtError):
-    """The running gateway cannot be asked, or says no."""
+    """The running gateway cannot be asked, or says no; then `code` may say why, as HTTP does."""
+
+    def __init__(self, sentence: str, code: int | None = None) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class NotRunningError(ControlError):
@@ -62,6 +69,18 @@ class Refused(NamedTuple):
     """What is wrong with a request."""
 
     error: str
+    code: int | None = None
+
+
+class Administrator(Protocol):
+    """Who does what takes longer than an answer."""
+
+    @property
+    def verbs(self) -> Container[object]:
+        """What can be asked for."""
+
+    async def answer(self, request: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        """Do it. Raises CtxtError with a sentence, and perhaps a `code`."""
 
 
 @contextmanager
@@ -86,6 +105,7 @@ class Control:
         self._folder = folder
         self._broker = broker
         self._families: Callable[[], Iterator[Family]] = lambda: iter(())
+        self.administrator: Administrator | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -140,11 +160,12 @@ class Control:
         try:
             try:
                 line = await asyncio.wait_for(reader.readline(), PATIENCE)
-                answer = self._answer(line)
+                answer = await asyncio.wait_for(self._answer(line), LONGEST_WORK)
             except ValueError:
                 answer = Refused(f"a request is a line of at most {LINE_BYTES:,} bytes")
             if isinstance(answer, Refused):
-                writer.write(orjson.dumps({"error": answer.error}) + b"\n")
+                told = {"error": answer.error} | ({} if answer.code is None else {"code": answer.code})
+                writer.write(orjson.dumps(told) + b"\n")
             else:
                 await self._write(writer, answer)
             await asyncio.wait_for(writer.drain(), PATIENCE)
@@ -163,7 +184,7 @@ class Control:
                 await asyncio.sleep(0)
         writer.write(orjson.dumps({"done": count}) + b"\n")
 
-    def _answer(self, line: bytes) -> Iterator[dict[str, Any]] | Refused:
+    async def _answer(self, line: bytes) -> Iterator[dict[str, Any]] | Refused:
         try:
             request = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -174,6 +195,11 @@ class Control:
         if not isinstance(client, str | None) or not isinstance(client_id, str | None):
             return Refused("client and client_id are texts")
         what = request.get("do")
+        if self.administrator is not None and isinstance(what, str) and what in self.administrator.verbs:
+            try:
+                return iter(await self.administrator.answer(request))
+            except CtxtError as error:
+                return Refused(str(error), getattr(error, "code", None))
         if what == "counters":
             return (family.item() for family in self._families())
         broker = self._broker
@@ -201,12 +227,15 @@ def _kick(broker: Broker, client: str, client_id: str | None) -> Iterator[dict[s
     return iter(found)
 
 
-def ask(folder: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ask the gateway that runs with this state folder, and wait for the whole answer. Raises ControlError, NotRunningError."""
+def ask(folder: Path, request: dict[str, Any], *, patience: float = PATIENCE) -> list[dict[str, Any]]:
+    """Ask the gateway that runs with this state folder, and wait for the whole answer. Raises ControlError, NotRunningError.
+
+    `patience`: seconds to wait for each line; what changes something may take LONGEST_WORK.
+    """
     items: list[dict[str, Any]] = []
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            asking.settimeout(PATIENCE)
+            asking.settimeout(patience)
             with _reachable(folder) as path:
                 asking.connect(path)
             asking.sendall(orjson.dumps(request) + b"\n")
@@ -214,7 +243,7 @@ def ask(folder: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
                 for line in lines:
                     answer = orjson.loads(line)
                     if "error" in answer:
-                        raise ControlError(f"the gateway says: {answer['error']}")
+                        raise ControlError(f"the gateway says: {answer['error']}", answer.get("code"))
                     if "done" in answer:
                         return items
                     items.append(answer["item"])

@@ -72,6 +72,7 @@ class Limits:
     objects_per_client: int = 10_000
     bytes_per_client: int = 64 * 1024 * 1024
     children_per_collection: int = 1_000
+    grants_per_object: int = 1_000
     creations_per_minute: float = 600
     reports_per_second: float = 5_000
     report_burst: float = 20_000
@@ -124,9 +125,27 @@ class Reply:
 
 
 class Effects:
-    """What a batch did. `touched` are objects to store; `deltas` go out in order; `fresh` need their snapshot at once."""
+    """What a batch did. `touched` are objects to store; `deltas` go out in order; `fresh` need their snapshot at once.
 
-    __slots__ = ("deltas", "floors", "fresh", "ids", "purged", "replies", "touched", "work")
+    `heads`: objects of which more than data, version and status is to be stored. `gained` and `lost`: clients that may do more,
+    or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not.
+    """
+
+    __slots__ = (
+        "deltas",
+        "everyone",
+        "floors",
+        "fresh",
+        "gained",
+        "heads",
+        "ids",
+        "lost",
+        "opened",
+        "purged",
+        "replies",
+        "touched",
+        "work",
+    )
 
     def __init__(self) -> None:
         self.deltas: list[tuple[DataObject, bytes]] = []
@@ -137,6 +156,11 @@ class Effects:
         self.ids: list[tuple[str, str, int]] = []
         self.replies: list[Reply] = []
         self.work: list[Iterator[Reply | None]] = []
+        self.heads: set[DataObject] = set()
+        self.gained: set[str] = set()
+        self.lost: set[str] = set()
+        self.everyone = False
+        self.opened: list[DataObject] = []
 
     def durable(self) -> bool:
         """Whether anything here must be stored before the rest goes out."""
@@ -194,13 +218,31 @@ class _Client:
     __slots__ = ("bytes", "creations", "ids", "rejections", "reports", "requests", "suppressed")
 
     def __init__(self, limits: Limits, now: float) -> None:
-        self.reports = _Bucket(limits.reports_per_second, limits.report_burst, now)
-        self.requests = _Bucket(limits.requests_per_second, limits.request_burst, now)
-        self.creations = _Bucket(limits.creations_per_minute / 60, max(1.0, limits.creations_per_minute), now)
-        self.rejections = _Bucket(limits.rejections_per_second, limits.rejection_burst, now)
+        reports, requests, creations, rejections = _rates(limits)
+        self.reports = _Bucket(*reports, now)
+        self.requests = _Bucket(*requests, now)
+        self.creations = _Bucket(*creations, now)
+        self.rejections = _Bucket(*rejections, now)
         self.suppressed = 0
         self.bytes = 0
         self.ids: dict[str, int] = {}
+
+    def limit(self, limits: Limits) -> None:
+        """Other rates from now on."""
+        for bucket, (rate, burst) in zip(
+            (self.reports, self.requests, self.creations, self.rejections), _rates(limits), strict=True
+        ):
+            bucket.rate, bucket.burst = rate, burst
+
+
+def _rates(limits: Limits) -> tuple[tuple[float, float], ...]:
+    """(rate, burst) of reports, requests, creations and rejections."""
+    return (
+        (limits.reports_per_second, limits.report_burst),
+        (limits.requests_per_second, limits.request_burst),
+        (limits.creations_per_minute / 60, max(1.0, limits.creations_per_minute)),
+        (limits.rejections_per_second, limits.rejection_burst),
+    )
 
 
 class Engine:
@@ -271,6 +313,7 @@ class Engine:
                 self._stale.append((now + after, id(obj), obj))
         heapify(self._stale)
         self._tombstones.extend(sorted(tombstones, key=lambda obj: obj.modified))
+        self.rights.watch_grants()
 
     def renew(self, epoch: int) -> None:
         """Go on under a higher epoch; nothing has been sent under the old one."""
@@ -642,6 +685,7 @@ class Engine:
         state.bytes += created.size
         self.objects.add(created)
         self.counters.created += 1
+        effects.gained.add(client)
         head = {"created": True, "schema": schema.url, "reporter": client, "status": LIVE}
         self._emit(effects, created, b',%b,"value":%b' % (orjson.dumps(head)[1:-1], text), now)
         effects.fresh.append(created)
@@ -767,8 +811,12 @@ class Engine:
         self._pace(effects, now)
 
     def tick(self, effects: Effects, now: float) -> None:
-        """Let time pass: staleness, presence, tombstones. Called often (every 100 ms); does a bounded amount."""
+        """Let time pass: grants, staleness, presence, tombstones. Called often (every 100 ms); does a bounded amount."""
         self._pace(effects, now)
+        for client, granted in self.rights.expire(now):
+            effects.lost.add(client)
+            if granted is not None:
+                self._rehead(effects, granted)
         if self._leaving:
             for client in [name for name, deadline in self._leaving.items() if deadline <= now]:
                 lost = self._leaving.pop(client) - self.limits.offline_grace
@@ -844,6 +892,90 @@ class Engine:
         if not obj.due:
             obj.due = now
             self._dirty[obj] = None
+
+    # ---- rights --------------------------------------------------------------------------------------------------------
+
+    def find(self, url: str) -> DataObject | Refused:
+        """The object of a URL in any spelling, as the administrator sees it."""
+        try:
+            address = Address.parse(url)
+        except AddressError as error:
+            return Refused(400, url[:200], str(error))
+        obj = self.objects.get(address.topic)
+        if obj is None:
+            return Refused(404, address.url, "the object does not exist")
+        if obj.deleted:
+            return Refused(410, address.url, "the object was deleted")
+        return obj
+
+    def grant(self, effects: Effects, obj: DataObject, client: str, until: float = 0.0) -> Refused | None:
+        """Let a client observe an object and its children, until a time (Unix seconds; 0: for good)."""
+        held = obj.grants or {}
+        if client not in held and len(held) >= self.limits.grants_per_object:
+            return Refused(
+                413,
+                obj.url,
+                f"{len(held):,} clients have been granted it, the limit: put them into a group that its namespace's `observe` names",
+            )
+        if self.rights.grant(obj, client, until):
+            effects.gained.add(client)
+            effects.opened.append(obj)
+        self._rehead(effects, obj)
+        return None
+
+    def revoke(self, effects: Effects, obj: DataObject, client: str) -> bool:
+        """Take a grant back, at once. Whether there was one."""
+        if not self.rights.revoke(obj, client):
+            return False
+        effects.lost.add(client)
+        self._rehead(effects, obj)
+        return True
+
+    def hand_over(self, effects: Effects, obj: DataObject, client: str, now: float) -> Refused | None:
+        """Give an object another Reporter, in one step: versions go on, and the former one's next report is refused."""
+        former = obj.reporter
+        if former == client:
+            return None
+        if parent_of(obj.topic) is not None:
+            return Refused(409, obj.url, "a child's Reporter is named in its URL: it cannot be given to another")
+        if self.objects.count_of(client) >= self.limits.objects_per_client:
+            return Refused(
+                413, obj.url, f"{client!r} has {self.limits.objects_per_client:,} objects and tombstones, the limit"
+            )
+        self._client(former, now).bytes -= obj.charged
+        self._client(client, now).bytes += obj.charged
+        self.objects.hand_over(obj, client)
+        self.rights.generation += 1
+        effects.lost.add(former)
+        effects.gained.add(client)
+        effects.opened.append(obj)
+        obj.version += 1
+        obj.modified = self._stamp(now)
+        self._emit(effects, obj, b',"reporter":' + orjson.dumps(client), now)
+        self._rehead(effects, obj)
+        return None
+
+    def rewatch(self, now: float) -> None:
+        """Namespaces say something else of staleness: every timer begins anew."""
+        self._stale = []
+        for obj in self.objects:
+            obj.watched = False
+            after = obj.namespace.stale_after if obj.namespace is not None else None
+            if after is not None and not obj.deleted and obj.status == LIVE:
+                obj.watched = True
+                self._stale.append((max(now, obj.seen + after), id(obj), obj))
+        heapify(self._stale)
+
+    def limit(self, limits: Limits) -> None:
+        """Other bounds and times, from now on."""
+        self.limits = limits
+        for state in self._clients.values():
+            state.limit(limits)
+
+    @staticmethod
+    def _rehead(effects: Effects, obj: DataObject) -> None:
+        effects.touched[obj] = None
+        effects.heads.add(obj)
 
     # ---- snapshots -----------------------------------------------------------------------------------------------------
 
@@ -1086,6 +1218,8 @@ class Engine:
         effects.touched.pop(obj, None)
         effects.purged.append(obj)
         self._dirty.pop(obj, None)
+        effects.lost.add(obj.reporter)
+        effects.lost.update(obj.grants or ())
         self.objects.remove(obj)
         # Whoever makes an object here next need not be who was asked about before.
         self.rights.generation += 1

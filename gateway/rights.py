@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 Action = Literal["publish", "subscribe", "receive"]
+ACTIONS: tuple[Action, ...] = ("publish", "subscribe", "receive")
 
 ANONYMOUS = "anonymous"
 """The name of whoever connects without one, where the settings admit that: no inbox, no presence, never part of `*`."""
@@ -313,7 +314,7 @@ class Rights:
         """The name in the topic must be the client's own; nobody but the gateway writes what Observers read."""
         if client in self.barred:
             return False
-        own = self._strip(topic)
+        own = self.own(topic)
         if own is not None:
             verb, _, rest = own.partition("/")
             if verb == "report":
@@ -330,7 +331,7 @@ class Rights:
         """What Observers read, one's own inbox, the gateways' announcements, `$SYS/broker/`, and what topic rules open."""
         if client in self.barred:
             return False
-        own = self._strip(topic)
+        own = self.own(topic)
         if own is not None:
             verb, _, rest = own.partition("/")
             if verb in OBSERVED:
@@ -408,7 +409,7 @@ class Rights:
 
     def _deep(self, wanted: str) -> str:
         """`snapshot/#` as `snapshot/+/+/+/#`: an object topic has three levels at least, and nothing else is below these verbs."""
-        own = self._strip(wanted)
+        own = self.own(wanted)
         if own is None or not own.endswith("/#") or own.partition("/")[0] not in OBSERVED:
             return wanted
         levels = own.count("/")
@@ -509,7 +510,8 @@ class Rights:
             said.add(False)
         return said.pop() if len(said) == 1 else None
 
-    def _strip(self, topic: str) -> str | None:
+    def own(self, topic: str) -> str | None:
+        """A topic without the prefix; None where it has another one."""
         prefix = self.prefix
         if not prefix:
             return topic

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import gateway
 from gateway import messages
 from gateway.acl.embedded import EmbeddedAcl
+from gateway.acl.enforcement import Enforcement
+from gateway.acl.plugin import Context, make
 from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
@@ -27,7 +29,7 @@ from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.dial import Tls, Way
 from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
-from gateway.objects import Objects, url_of
+from gateway.objects import Objects, parent_of, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
 from gateway.store import RING_TTL, Batch, Store, StoreError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.counts import Family
     from gateway.links.link import Link
     from gateway.objects import DataObject
+    from gateway.rights import Action
     from gateway.sessions import Restored
     from gateway.settings import Settings
 
@@ -135,22 +138,25 @@ class Service:
         announce_interval: float = 1.0,
         patterns: list[str] | None = None,
         control: Control | None = None,
+        enforcement: Enforcement | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._store = store
         self._link = link
         self._journal = link.journal
-        self._control = control
-        self._rights = rights
+        self.control = control
+        self._enforcement = enforcement
+        self.rights = rights
         self._prefix = prefix + "/" if prefix else ""
         self._snapshots = self._prefix + "snapshot/"
         self._values = self._prefix + "value/"
         self._announce_topic = f"{self._prefix}gateway/{gateway_id}"
-        self._announce_interval = announce_interval
-        self._patterns = patterns or []
+        self.announce_interval = announce_interval
+        self.patterns = patterns or []
         self._ring_length = ring_length
         self._again: deque[DataObject] = deque()
+        self._all_again = False
         self._strays: deque[str] = deque()
         self._successor = False
         loaded = store.load(catalogue, ring_length)
@@ -206,9 +212,14 @@ class Service:
         """Open the link and let time pass. Raises LinkError."""
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
+        if self._enforcement is not None:
+            await self._enforcement.plugin.start()
         await self._link.start(self)
-        if self._control is not None:
-            await self._control.start(self.families)
+        if self._enforcement is not None:
+            await self._enforcement.plugin.joined()
+            self._enforcement.start()
+        if self.control is not None:
+            await self.control.start(self.families)
         self._announce(self._clock())
         self._ticker = self._loop.call_later(TICK, self._tick)
 
@@ -220,8 +231,10 @@ class Service:
         self._stopping = True
         self._link.pause()
         await asyncio.sleep(0)
-        if self._control is not None:
-            await self._control.stop()
+        if self.control is not None:
+            await self.control.stop()
+        if self._enforcement is not None:
+            await self._enforcement.stop()
         while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(0.005)
         self._closed = True
@@ -255,6 +268,8 @@ class Service:
         """All that link, engine and service count, in a fixed order."""
         yield from self._link.families()
         yield from self.engine.families()
+        if self._enforcement is not None:
+            yield from self._enforcement.families()
         found = self.counters
         yield counter("ctxt_deltas_total", "Deltas sent out, each to whoever listens.", found.deltas)
         yield counter(
@@ -477,6 +492,7 @@ class Service:
             )
         )
         self._again = deque(again)
+        self._all_again = lost
         found = [topic for topic in strays if self._is_stray(topic)]
         if found and not self._successor:
             # Another gateway of this name may be alive, and these may be its objects.
@@ -499,7 +515,7 @@ class Service:
         for head in (self._snapshots, self._values):
             if topic.startswith(head):
                 about = topic[len(head) :]
-                return about not in self.engine.objects and self._rights.namespace_of(about) is not None
+                return about not in self.engine.objects and self.rights.namespace_of(about) is not None
         return False
 
     def _show_again(self) -> None:
@@ -517,7 +533,8 @@ class Service:
             obj = again.popleft()
             if self.engine.objects.get(obj.topic) is obj:
                 self._show(obj)
-                if not again:
+                if not again and self._all_again:
+                    self._all_again = False
                     _log.info("every snapshot is published")
 
     def session_lost(self, key: tuple[str, str]) -> None:
@@ -551,7 +568,9 @@ class Service:
             self._emit(effects, answers, saved=changes is not None)
             return
         self.engine.seal(effects)
-        batch = Batch(effects.touched, effects.purged, effects.floors, effects.ids, rings, self._dropped, changes)
+        batch = Batch(
+            effects.touched, effects.heads, effects.purged, effects.floors, effects.ids, rings, self._dropped, changes
+        )
         self._dropped = []
         self._committed = True
         if not self._off_loop:
@@ -654,6 +673,63 @@ class Service:
         if effects.work:
             self._work.extend(effects.work)
             self._search()
+        if effects.gained or effects.lost or effects.everyone:
+            self._rights_changed(effects)
+
+    def _rights_changed(self, effects: Effects) -> None:
+        """Some may do less, or more, than before: the broker is told. What has been opened to somebody is shown again."""
+        if self._enforcement is not None:
+            done = self._enforcement.concern(None if effects.everyone else effects.gained | effects.lost)
+            if effects.opened:
+                done.add_done_callback(lambda _: self.show(effects.opened))
+            return
+        for client in effects.lost:
+            self.withhold(client)
+        self.show(effects.opened)
+
+    def withhold(self, client: str) -> None:
+        """What was judged before a change of rights does not reach this client any more."""
+        if isinstance(self._link, LocalLink):
+            self._link.withhold(client)
+
+    def show(self, objects: Iterable[DataObject]) -> None:
+        """Send the snapshots of objects and of their children again, paced: somebody may see them now who could not."""
+        for obj in objects:
+            self._again.append(obj)
+            if parent_of(obj.topic) is None:
+                self._again.extend(self.engine.objects.children(obj.topic))
+
+    async def change(self, act: Callable[[Effects, float], _T]) -> _T:
+        """Do something to objects or rights in its turn, and return when it is stored and the broker decides by it.
+
+        Raises AclError where a broker outside may not decide by it yet, StoreError where the gateway cannot go on.
+        """
+        assert self._loop is not None
+        assert self.failed is not None
+        done: asyncio.Future[tuple[_T, Effects]] = self._loop.create_future()
+
+        def run() -> None:
+            effects = Effects()
+            result = act(effects, self._clock())
+            self._commit(effects, [], {})
+            self.settled(lambda: done.set_result((result, effects)))
+
+        self.settled(run)
+        await asyncio.wait((done, self.failed), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise StoreError("the gateway cannot go on, and nothing has changed: see its log")
+        result, effects = done.result()
+        if self._enforcement is not None and (effects.gained or effects.lost or effects.everyone):
+            await self._enforcement.concern(())
+        return result
+
+    async def ask_broker(self, client: str, action: Action, topic: str) -> bool | None:
+        """What a broker outside says itself, where it can be asked."""
+        return await self._enforcement.plugin.ask(client, action, topic) if self._enforcement is not None else None
+
+    def listening(self) -> set[str]:
+        """The clients that are connected to the broker inside."""
+        return self._link.broker.clients() if isinstance(self._link, LocalLink) else set()
 
     def _search(self) -> None:
         """See to it that long searches go on, after everything else that is to be done now."""
@@ -714,7 +790,7 @@ class Service:
             rest = _below(topic_filter, f"{self._prefix}{verb}")
             if rest is None:
                 continue
-            for obj in self._rights.objects.matching(rest):
+            for obj in self.rights.objects.matching(rest):
                 if obj is None:
                     # Looked at some that do not match: who reads this lets others have their turn.
                     yield "", b"", 0
@@ -732,7 +808,7 @@ class Service:
             status=status,
             epoch=self.epoch,
             counter=self.counter,
-            patterns=self._patterns,
+            patterns=self.patterns,
             version=gateway.__version__,
         )
 
@@ -767,7 +843,7 @@ class Service:
                 self._show(obj)
             self._show_again()
         counter, when = self._announced
-        if counter != self.counter and now - when >= self._announce_interval and self._link.ready:
+        if counter != self.counter and now - when >= self.announce_interval and self._link.ready:
             self._announce(now)
         effects = Effects()
         try:
@@ -950,7 +1026,7 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
 def build(settings: Settings) -> Service:
     """The gateway that the settings describe, ready to be started; its store is open.
 
-    Raises CatalogueError (also where a namespace names an unknown schema), StoreError or CredentialsError.
+    Raises CatalogueError (also where a namespace names an unknown schema), StoreError, CredentialsError or AclError.
     """
     catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
     rights = rights_of(settings, catalogue)
@@ -958,7 +1034,11 @@ def build(settings: Settings) -> Service:
     try:
         link: Link
         ring_length = settings.broker.receive_maximum
+        enforcement = None
         if settings.broker.outside is not None:
+            if settings.acl.plugin != "none":
+                credentials = Credentials(settings.state_dir / "clients.db")
+                enforcement = Enforcement(make(settings.acl.plugin, Context(settings, rights, credentials)))
             link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             control = Control(settings.state_dir)
             ring_length = max(RING, ring_length)
@@ -987,6 +1067,7 @@ def build(settings: Settings) -> Service:
             announce_interval=settings.timing.announce_interval,
             patterns=[entry.match for entry in settings.namespace],
             control=control,
+            enforcement=enforcement,
         )
     except BaseException:
         store.close()

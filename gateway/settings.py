@@ -751,6 +751,12 @@ class LimitSettings(_Table):
         le=1_000_000,
         description="Children in one collection of an object, counted for each Reporter.",
     )
+    grants_per_object: StrictInt = Field(
+        default=1_000,
+        ge=0,
+        le=100_000,
+        description="Clients that may be granted one object, beside those whom its namespace lists.",
+    )
     creations_per_minute: StrictInt = Field(
         default=600, ge=1, le=10_000_000, description="Objects that one client may create a minute."
     )
@@ -859,6 +865,10 @@ class Settings(BaseSettings):
     )
     schemas: tuple[Folder, ...] = Field(
         default=(), description="Folders with JSON Schemas of your own, one a file, beside the shipped ones."
+    )
+    watch: StrictBool = Field(
+        default=False,
+        description="Whether to read this file again when it has changed; else only at SIGHUP and `ctxt reload`.",
     )
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     link: LinkSettings = Field(default_factory=LinkSettings)

@@ -30,6 +30,7 @@ from gateway.sessions import KeptMessage, KeptSession, Restored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from gateway.catalogue import Catalogue
@@ -106,6 +107,8 @@ class Batch(NamedTuple):
     """What one transaction stores."""
 
     touched: Mapping[DataObject, None] = MappingProxyType({})
+    heads: AbstractSet[DataObject] = frozenset()
+    """Of `touched` those of which more than data, version and status has changed."""
     purged: Sequence[DataObject] = ()
     floors: Mapping[str, int] = MappingProxyType({})
     ids: Sequence[tuple[str, str, int]] = ()
@@ -266,6 +269,7 @@ class Store:
                 description=facts.get("description"),
                 tags=facts.get("tags"),
                 resources=facts.get("resources"),
+                grants=facts.get("grants"),
             )
         db.execute("DELETE FROM rings WHERE used < ?", (int(time.time()) - RING_TTL,))
         rings = {
@@ -334,8 +338,9 @@ class Store:
         stored = self._stored
         changed = []
         whole = []
+        heads = batch.heads
         for obj in batch.touched:
-            if obj.row in stored and not obj.deleted:
+            if obj.row in stored and not obj.deleted and obj not in heads:
                 changed.append((obj.row, obj.version, obj.modified, obj.status, orjson.Fragment(obj.text or b"{}")))
             else:
                 whole.append(obj)
@@ -506,7 +511,7 @@ def _head(obj: DataObject) -> bytes:
         "name": obj.name,
         "created": obj.created,
     }
-    for key in ("description", "tags", "resources"):
+    for key in ("description", "tags", "resources", "grants"):
         value = getattr(obj, key)
         if value is not None:
             facts[key] = value

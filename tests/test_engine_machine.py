@@ -157,7 +157,7 @@ class EngineMachine(RuleBasedStateMachine):
     def _commit(self, effects: Effects) -> None:
         if effects.durable():
             self.engine.seal(effects)
-            self.store.commit(Batch(effects.touched, effects.purged, effects.floors, effects.ids))
+            self.store.commit(Batch(effects.touched, effects.heads, effects.purged, effects.floors, effects.ids))
         for obj, text in effects.deltas:
             delta = orjson.loads(text)
             assert delta["epoch"] == self.epoch

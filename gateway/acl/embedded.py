@@ -13,6 +13,7 @@ class EmbeddedAcl:
 
     def __init__(self, rights: Rights) -> None:
         self._rights = rights
+        self.join = rights.join
         self.may_publish = rights.may_publish
         self.may_subscribe = rights.may_subscribe
         self.may_receive = rights.may_receive

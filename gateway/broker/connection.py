@@ -485,6 +485,18 @@ class Connection(asyncio.Protocol):
         self.closing_at = self.broker.clock() + LINGER
         self.transport.close()
 
+    def withhold(self) -> bool:
+        """Give the network what is written already, or cut the connection where it does not take it; whether it was cut."""
+        self.flush()
+        if self.ended or not (self.out or self.transport.get_write_buffer_size()):
+            return False
+        self.ended = True
+        self.broker.counters.disconnects[Reason.ADMINISTRATIVE_ACTION] += 1
+        self.broker.detach(self, clean=False)
+        self.out.clear()
+        self.transport.abort()
+        return True
+
     # ---- back-pressure -------------------------------------------------------------------------------------------------
 
     def hold(self, why: int) -> None:

@@ -222,6 +222,14 @@ class Broker:
                 count += 1
         return count
 
+    def withhold(self, client: str) -> int:
+        """Nothing that was judged before now reaches a client any more: connections that hold some of it are cut; how many.
+
+        What the operating system has taken is on its way. The session stays, and what waits in it is judged again.
+        """
+        connections = [session.connection for session in self._clients.get(client, ())]
+        return sum(connection.withhold() for connection in connections if connection is not None)
+
     def pause(self) -> None:
         """Stop reading from all clients: the house has enough to do."""
         self.paused = True

@@ -6,29 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from gateway import control
-from gateway.commands import config
 from gateway.commands.outcome import CommandError, Exit
+from gateway.commands.running import ask
 from gateway.commands.terminal import age, printable, show_table, table, write_json, write_note
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _ask(given: Path | None, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The running gateway's answer. Raises CommandError."""
-    folder = config.load(given).state_dir
-    try:
-        return control.ask(folder, request)
-    except control.ControlError as error:
-        denied = isinstance(error.__cause__, PermissionError)
-        raise CommandError(Exit.NOT_ALLOWED if denied else Exit.NO_CONNECTION, str(error)) from error
-
-
 def clients(given: Path | None, *, json: bool) -> None:
     """List the sessions, connected ones first."""
     found = sorted(
-        _ask(given, {"do": "clients"}), key=lambda one: (not one["connected"], one["client"], one["client_id"])
+        ask(given, {"do": "clients"}), key=lambda one: (not one["connected"], one["client"], one["client_id"])
     )
     if json:
         write_json(found)
@@ -64,7 +53,7 @@ def _from(one: dict[str, Any]) -> Text:
 def subscriptions(given: Path | None, name: str | None, *, json: bool) -> None:
     """List the subscriptions of all clients, or of one."""
     request = {"do": "subscriptions"} | ({"client": name} if name else {})
-    found = sorted(_ask(given, request), key=lambda one: (one["client"], one["client_id"], one["filter"]))
+    found = sorted(ask(given, request), key=lambda one: (one["client"], one["client_id"], one["filter"]))
     if json:
         write_json(found)
         return
@@ -79,7 +68,7 @@ def subscriptions(given: Path | None, name: str | None, *, json: bool) -> None:
 
 def counters(given: Path | None, *, json: bool) -> None:
     """List all that is counted since the start, and what there is now."""
-    found = _ask(given, {"do": "counters"})
+    found = ask(given, {"do": "counters"})
     if json:
         write_json(found)
         return
@@ -98,7 +87,7 @@ def counters(given: Path | None, *, json: bool) -> None:
 def kick(given: Path | None, name: str, client_id: str | None, *, json: bool) -> None:
     """Disconnect a client. Raises CommandError (3) where it is not connected."""
     request = {"do": "kick", "client": name} | ({"client_id": client_id} if client_id is not None else {})
-    found = _ask(given, request)
+    found = ask(given, request)
     if json:
         write_json(found)
     if not found:

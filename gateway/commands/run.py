@@ -15,20 +15,27 @@ import orjson
 import uvloop
 
 import gateway
+from gateway.acl.plugin import AclError
+from gateway.administration import Administration
 from gateway.catalogue import CatalogueError
 from gateway.commands import config
 from gateway.commands.outcome import CommandError, Exit
+from gateway.commands.terminal import environment
 from gateway.credentials import CredentialsError
+from gateway.errors import CtxtError
 from gateway.links import mosquitto
 from gateway.links.link import LinkError, TakenOverError
 from gateway.service import Service, build
-from gateway.settings import warnings
+from gateway.settings import load, warnings
 from gateway.store import StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.settings import Settings
+
+WATCH = 1.0
+"""Seconds between two looks at a settings file that is watched."""
 
 _log = logging.getLogger("gateway")
 
@@ -72,10 +79,10 @@ def set_up_log(settings: Settings) -> None:
 
 
 def built(settings: Settings) -> Service:
-    """The gateway, not yet started. Raises CommandError: 78 for schemas and settings, 74 for the state folder."""
+    """The gateway, not yet started. Raises CommandError: 78 for schemas, settings and ACL plugins, 74 for the state folder."""
     try:
         return build(settings)
-    except CatalogueError as error:
+    except (CatalogueError, AclError) as error:
         raise CommandError(Exit.CONFIG, str(error)) from error
     except (StoreError, CredentialsError) as error:
         raise CommandError(Exit.IO, str(error)) from error
@@ -87,16 +94,22 @@ def run(given: Path | None) -> None:
     set_up_log(settings)
     for warning in warnings(settings):
         _log.warning("%s", warning)
+    path = config.find(given)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, path))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, path: Path | None) -> None:
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
+    reread = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, reread.set)
     service = built(settings)
+    administration = Administration(service, settings, lambda: load(path, environment()))
+    if service.control is not None:
+        service.control.administrator = administration
     starting = asyncio.ensure_future(service.start())
     waiting = asyncio.ensure_future(asked.wait())
     # A broker outside may be away for long: who is asked to stop meanwhile stops.
@@ -108,6 +121,10 @@ async def _serve(settings: Settings) -> None:
         return
     try:
         starting.result()
+    except AclError as error:
+        waiting.cancel()
+        await _stop(service)
+        raise CommandError(Exit.CONFIG, str(error)) from error
     except LinkError as error:
         waiting.cancel()
         await _stop(service)
@@ -124,9 +141,11 @@ async def _serve(settings: Settings) -> None:
         + "".join(f"also on {url}\n" for url in service.urls[1:])
     )
     sys.stdout.flush()
+    rereading = loop.create_task(_reread(administration, reread, path if settings.watch else None))
     assert service.failed is not None
     await asyncio.wait((waiting, service.failed), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    rereading.cancel()
     reason = service.failed.exception() if service.failed.done() and not service.failed.cancelled() else None
     if reason is not None:
         # Closing fails for the same reason, most likely: the first one is told.
@@ -136,6 +155,33 @@ async def _serve(settings: Settings) -> None:
         raise CommandError(code, f"the gateway cannot go on: {reason}")
     await _stop(service)
     _log.info("stopped")
+
+
+async def _reread(administration: Administration, asked: asyncio.Event, watched: Path | None) -> None:
+    """Read the settings again at each SIGHUP, and where a file is watched when it has changed and stayed so for a moment."""
+    seen = changing = _stamp(watched)
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), None if watched is None else WATCH)
+        if not asked.is_set():
+            before, changing = changing, _stamp(watched)
+            if changing in (seen, None) or changing != before:
+                continue
+        asked.clear()
+        seen = _stamp(watched)
+        try:
+            await administration.reload()
+        except CtxtError as error:
+            _log.error("%s", error)  # whoever edits settings needs no traceback
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """What is different when a file has been written or replaced; None where there is none."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _tune_memory() -> None:

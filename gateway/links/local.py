@@ -101,6 +101,7 @@ class LocalLink:
         self.send = self.broker.send
         self.route = self.broker.route
         self.wants = self.broker.wants
+        self.withhold = self.broker.withhold
         self.pause = self.broker.pause
         self.resume = self.broker.resume
 

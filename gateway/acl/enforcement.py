@@ -1,0 +1,100 @@
+"""Sees to it that a broker outside enforces the rights as they are: one change after the other, again where that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from gateway.acl.plugin import AclError
+from gateway.counts import counter, gauge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from gateway.acl.plugin import AclPlugin
+    from gateway.counts import Family
+
+PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between attempts at what has failed; the last one goes on."""
+
+_log = logging.getLogger("gateway.acl")
+
+
+class Enforcement:
+    """Gathers whose permissions have changed while the plugin is at work, and hands them to it in one."""
+
+    def __init__(self, plugin: AclPlugin) -> None:
+        self.plugin = plugin
+        self.enforced = 0
+        self.failed = 0
+        self._concerned: set[str] | None = set()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._more = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to work; a loop has to run."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def stop(self) -> None:
+        """Leave what is not done; the broker goes on by what it knows."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for waiter in self._waiting:
+            waiter.cancel()
+        await self.plugin.stop()
+
+    def concern(self, clients: Iterable[str] | None) -> asyncio.Future[None]:
+        """These clients' permissions have changed (None: anybody's). Done when the broker decides by them; AclError where it may not."""
+        if clients is None:
+            self._concerned = None
+        elif self._concerned is not None:
+            self._concerned.update(clients)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Whoever does not look at how it ends need not: it is logged.
+        waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._waiting.append(waiter)
+        self._more.set()
+        return waiter
+
+    async def _work(self) -> None:
+        failures = 0
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            concerned, self._concerned = self._concerned, set()
+            waiting, self._waiting = self._waiting, []
+            try:
+                await self.plugin.enforce(None if concerned is None else frozenset(concerned))
+            except Exception as found:  # noqa: BLE001  # a plugin may be anybody's; what it has not done is tried again
+                error = found if isinstance(found, AclError) else AclError(f"the ACL plugin has failed: {found!r}")
+                self.failed += 1
+                _log.error("the broker may not enforce the rights as they are: %s; trying again", error)
+                for waiter in waiting:
+                    if not waiter.done():
+                        waiter.set_exception(error)
+                if concerned is None or self._concerned is None:
+                    self._concerned = None
+                else:
+                    self._concerned |= concerned
+                await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
+                failures += 1
+                self._more.set()
+                continue
+            failures = 0
+            self.enforced += 1
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def families(self) -> Iterator[Family]:
+        """What is counted here and in the plugin."""
+        yield counter(
+            "ctxt_acl_changes_total", "Changes of rights that the broker outside has taken over.", self.enforced
+        )
+        yield counter("ctxt_acl_failures_total", "Attempts at it that failed.", self.failed)
+        pending = self._concerned is None or bool(self._concerned)
+        yield gauge("ctxt_acl_pending", "1 while a change of rights waits to be taken over.", float(pending))
+        yield from self.plugin.families()
