@@ -213,11 +213,10 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
         if self._enforcement is not None:
-            await self._enforcement.plugin.start()
+            await self._enforcement.prepare()
         await self._link.start(self)
         if self._enforcement is not None:
-            await self._enforcement.plugin.joined()
-            self._enforcement.start()
+            await self._enforcement.begin()
         if self.control is not None:
             await self.control.start(self.families)
         self._announce(self._clock())
@@ -1038,7 +1037,8 @@ def build(settings: Settings) -> Service:
         if settings.broker.outside is not None:
             if settings.acl.plugin != "none":
                 credentials = Credentials(settings.state_dir / "clients.db")
-                enforcement = Enforcement(make(settings.acl.plugin, Context(settings, rights, credentials)))
+                plugin = make(settings.acl.plugin, Context(settings, rights, credentials))
+                enforcement = Enforcement(plugin, rights, credentials)
             link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             control = Control(settings.state_dir)
             ring_length = max(RING, ring_length)

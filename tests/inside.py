@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from gateway.administration import Administration
 from gateway.credentials import Credentials
 from gateway.links.local import LocalLink
 from gateway.service import Service, build
@@ -24,6 +25,8 @@ from gateway.store import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from gateway.settings import Settings
 
 PASSWORD = "correct horse"
 INSIDE = "embedded://127.0.0.1:0"
@@ -64,7 +67,11 @@ class Inside:
         self._stop = asyncio.Event()
         service = None
         try:
-            service = build(load(self.path, {"CTXT_BROKER__URL": self._url}))
+            settings = self.settings()
+            service = build(settings)
+            self.administration = Administration(service, settings, self.settings)
+            assert service.control is not None
+            service.control.administrator = self.administration
             await service.start()
         except BaseException as error:
             self.problem = error
@@ -80,6 +87,16 @@ class Inside:
             await service.stop()
         except StoreError as error:
             self.problem = error
+
+    def settings(self) -> Settings:
+        """The settings as the file says now."""
+        return load(self.path, {"CTXT_BROKER__URL": self._url})
+
+    def admin(self, do: str, **request: Any) -> list[dict[str, Any]]:
+        """What the administrator asks for, and the answer once it holds."""
+        asked = self.administration.answer({"do": do, **request})
+        found: list[dict[str, Any]] = asyncio.run_coroutine_threadsafe(asked, self._loop).result(60)
+        return found
 
     def call(self, act: Callable[[Service], Any]) -> Any:
         """Run something on the gateway's loop and wait for its result."""
@@ -120,13 +137,28 @@ def inside(folder: Path, settings: str = "", *clients: str, url: str = INSIDE) -
 class Client:
     """A paho client that keeps what it hears."""
 
-    def __init__(self, port: int, name: str | None, *, version: int = 5, client_id: str = "", will: Any = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        name: str | None,
+        *,
+        version: int = 5,
+        client_id: str = "",
+        will: Any = None,
+        clean: bool | None = None,
+    ) -> None:
         self.heard: list[tuple[str, bytes, int, bool]] = []
         self.reasons: dict[int, tuple[int, str]] = {}
         self.granted: dict[int, list[int]] = {}
         self.name = name
         self._news = threading.Condition()
-        self.paho = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion(version))
+        self.paho = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=MQTTProtocolVersion(version),
+            clean_session=clean,
+            reconnect_on_failure=False,
+        )
         if name is not None:
             self.paho.username_pw_set(name, PASSWORD)
         if will is not None:

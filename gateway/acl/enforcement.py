@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 
 from gateway.acl.plugin import AclError
 from gateway.counts import counter, gauge
+from gateway.credentials import CredentialsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from gateway.acl.plugin import AclPlugin
     from gateway.counts import Family
+    from gateway.credentials import Credentials
+    from gateway.rights import Rights
+
+POLL = 1.0
+"""Seconds between two looks for clients that were added, removed, disabled, or given another password."""
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts at what has failed; the last one goes on."""
@@ -24,27 +30,63 @@ _log = logging.getLogger("gateway.acl")
 class Enforcement:
     """Gathers whose permissions have changed while the plugin is at work, and hands them to it in one."""
 
-    def __init__(self, plugin: AclPlugin) -> None:
+    def __init__(self, plugin: AclPlugin, rights: Rights, credentials: Credentials) -> None:
         self.plugin = plugin
+        self._rights = rights
+        self._credentials = credentials
+        self._known: dict[str, tuple[bool, int]] = {}
         self.enforced = 0
         self.failed = 0
         self._concerned: set[str] | None = set()
         self._waiting: list[asyncio.Future[None]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._more = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin to work; a loop has to run."""
-        self._task = asyncio.get_running_loop().create_task(self._work())
+    async def prepare(self) -> None:
+        """Before the link connects: the broker decides by the rights as they are. Raises AclError."""
+        self._credentials.changed()
+        self._look()
+        await self.plugin.start()
+
+    async def begin(self) -> None:
+        """The link is connected: from now on changes are taken over. Raises AclError."""
+        await self.plugin.joined()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._work()), loop.create_task(self._watch())]
 
     async def stop(self) -> None:
         """Leave what is not done; the broker goes on by what it knows."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for waiter in self._waiting:
             waiter.cancel()
         await self.plugin.stop()
+        self._credentials.close()
+
+    async def look(self) -> None:
+        """Clients were added, removed, disabled or given another password: return when the broker knows. Raises AclError."""
+        changed = self._look()
+        if changed:
+            await self.concern(changed)
+
+    def _look(self) -> set[str]:
+        """Read the clients again; those of whom something is different. A disabled one may do nothing from now on."""
+        known = {client.name: (client.disabled, client.changed) for client in self._credentials.names()}
+        before, self._known = self._known, known
+        self._rights.bar(name for name, (disabled, _) in known.items() if disabled)
+        return {name for name in known.keys() | before.keys() if known.get(name) != before.get(name)}
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(POLL)
+            try:
+                changed = self._look() if self._credentials.changed() else None
+            except CredentialsError as error:
+                _log.error("%s", error)  # it says what is the matter
+                continue
+            if changed:
+                self.concern(changed)
 
     def concern(self, clients: Iterable[str] | None) -> asyncio.Future[None]:
         """These clients' permissions have changed (None: anybody's). Done when the broker decides by them; AclError where it may not."""
