@@ -9,6 +9,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
 from tests.inside import PASSWORD, Client
 
 if TYPE_CHECKING:
@@ -99,6 +102,10 @@ class Site:
 
         return self.gateway.call(look)  # type: ignore[no-any-return]
 
+    def status(self, topic: str) -> str:
+        obj = self.object(topic)
+        return "none" if obj is None else obj.status
+
     def count(self) -> int:
         return int(self.gateway.call(lambda service: len(service.engine.objects)))
 
@@ -164,11 +171,12 @@ def unchanged(site: Site, topic: str, act: Callable[[], None]) -> str:
 
 def in_anothers_name(site: Site) -> str:
     mallory = site.client("mallory")
-    return unchanged(
-        site,
-        ROOM,
-        lambda: [site.shout(mallory, f"report/alice/{ROOM}", reading(666), qos=qos) for qos in (0, 1)] and None,
-    )
+
+    def act() -> None:
+        for qos in (0, 1):
+            site.shout(mallory, f"report/alice/{ROOM}", reading(666), qos=qos)
+
+    return unchanged(site, ROOM, act)
 
 
 def anothers_object(site: Site) -> str:
@@ -204,7 +212,7 @@ def forged(site: Site) -> str:
     dash = site.client("dash")
     site.listen(dash, "snapshot/#", "delta/#", "value/#", "inbox/dash/#", "gateway/+")
     mallory = site.client("mallory")
-    before = site.gateway.call(lambda service: service.engine.objects.get(ROOM).status)
+    before = site.status(ROOM)
     for qos, retain in ((0, False), (1, True)):
         for topic in (
             f"snapshot/{ROOM}",
@@ -223,7 +231,7 @@ def forged(site: Site) -> str:
     late = site.client("dash")
     site.listen(late, "snapshot/#", "value/#", "gateway/+", "presence/#")
     site.settle()
-    status = site.gateway.call(lambda service: service.engine.objects.get(ROOM).status)
+    status = site.status(ROOM)
     return leaked(dash, "forged") or leaked(late, "forged") or ("" if status == before else f"status is {status}")
 
 
@@ -464,10 +472,8 @@ def disabled_while_connected(site: Site) -> str:
 
 def let_in(site: Site, name: str | None, password: str | None = PASSWORD) -> bool:
     """Whether a CONNECT with this name is accepted."""
-    import paho.mqtt.client as paho
-
     done: list[int] = []
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTProtocolVersion(site.version))
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion(site.version))
     client.on_connect = lambda _c, _d, _f, reason, _p: done.append(reason.value)
     if name is not None:
         client.username_pw_set(name, password)
