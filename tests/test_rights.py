@@ -7,8 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.explain import why
 from gateway.objects import DataObject, Objects
-from gateway.rights import ANONYMOUS, OBSERVED, RESERVED, Clients, Namespace, Permissions, Rights, TopicRule, namespace
+from gateway.rights import (
+    ACTIONS,
+    ANONYMOUS,
+    OBSERVED,
+    RESERVED,
+    Clients,
+    Namespace,
+    Permissions,
+    Rights,
+    TopicRule,
+    namespace,
+)
 from gateway.topics import covers, matches, overlaps
 from tests.world import CATALOGUE, EVERYONE, NOBODY, only, own
 
@@ -373,6 +385,30 @@ def test_whoever_may_read_all_of_a_filter_may_read_each_of_it(
     for client in PEOPLE:
         if judge.may_read_all(client, wanted):
             assert all(judge.may_receive(client, topic) for topic in (*FACES, *OTHERS) if matches(wanted, topic))
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds())
+def test_the_reason_given_is_the_answers(judge: Rights) -> None:
+    filters = (
+        "#",
+        "snapshot/#",
+        "delta/ctxt/home/room",
+        "$share/g/value/#",
+        "device/ann/x",
+        "inbox/#",
+        "gateway/#",
+        "$share/x",
+    )
+    for client in PEOPLE:
+        for topic in (*FACES[::3], *OTHERS):
+            for action in ACTIONS[::2]:
+                may, reason = why(judge, client, action, topic)
+                assert may == judge.may(client, action, topic), (client, action, topic, reason)
+                assert reason
+        for wanted in filters:
+            may, reason = why(judge, client, "subscribe", wanted)
+            assert may == judge.may(client, "subscribe", wanted), (client, wanted, reason)
 
 
 @settings(max_examples=200, deadline=None)

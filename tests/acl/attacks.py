@@ -76,6 +76,8 @@ class Site:
     lacks: frozenset[str] = frozenset()
     """Attacks that this broker does not withstand, as its page in docs/brokers says."""
     escape: Callable[[str], str] = lambda topic: topic
+    plain: Callable[[str], str] = lambda topic: topic
+    """The opposite."""
     open_clients: list[Client] = field(default_factory=list)
 
     def client(self, name: str | None, **rest: Any) -> Client:
