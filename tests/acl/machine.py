@@ -89,9 +89,11 @@ class Machine:
         elif what == "grant":
             self.site.gateway.admin("grant", client=name, url=url)
             self.granted.add((name, topic))
-        elif what == "revoke" and (name, topic) in self.granted:
-            self.site.gateway.admin("revoke", client=name, url=url)
+        elif what == "revoke" and self.granted:
+            name, topic = self.dice.choice(sorted(self.granted))
+            self.site.gateway.admin("revoke", client=name, url=topic.replace("/", "://", 1))
             self.granted.remove((name, topic))
+            self._report(self.owner[topic], topic)
         elif what == "assign" and self.owner[topic] != name:
             self.owner[topic] = name
             version = self.site.gateway.admin("assign", client=name, url=url)[0]["version"]
