@@ -119,6 +119,9 @@ def usage(pid: int) -> Usage:
 class Gateway:
     """A gateway process on a port and a state folder that stay the same over every start."""
 
+    module = "gateway.cli"
+    """What is started with `python -m`."""
+
     def __init__(
         self, folder: Path, *, top: str = "", broker: str = "", rest: str = OWN_NAMESPACE, outside: str | None = None
     ) -> None:
@@ -170,7 +173,7 @@ class Gateway:
         self._launched = time.monotonic()
         with self._out.open("wb") as stdout, (self.folder / "gateway.err").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", "run", "--config", str(self.config)],
+                [sys.executable, "-m", self.module, "run", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -234,9 +237,11 @@ def gateway(
     clients: Mapping[str, str] | None = None,
     outside: str | None = None,
     start: bool = True,
+    module: str = Gateway.module,
 ) -> Iterator[Gateway]:
     """A gateway with these settings and clients (name -> password), running unless `start` is False, gone at the end."""
     made = Gateway(folder, top=top, broker=broker, rest=rest, outside=outside)
+    made.module = module
     for name, password in (clients or {}).items():
         made.add_client(name, password)
     try:

@@ -1,4 +1,4 @@
-"""`python -m tests.bench embedded|objects|plain|broker|away|endure`: how fast the gateway is, beside a bare mosquitto in the same run.
+"""`python -m tests.bench embedded|objects|rights|plain|broker|away|endure`: how fast the gateway is, beside a bare mosquitto in the same run.
 
 Results go to standard output, progress to standard error.
 """
@@ -33,6 +33,7 @@ from tests.bench.measure import (
     typical,
 )
 from tests.bench.plain import plain
+from tests.bench.rights import rights
 from tests.bench.steps import steps
 from tests.running import mosquitto, mosquitto_version, usage
 
@@ -229,6 +230,7 @@ def main() -> int:
     runs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "embedded": embedded,
         "objects": objects,
+        "rights": rights,
         "plain": plain,
         "broker": broker,
         "away": away,
@@ -240,7 +242,7 @@ def main() -> int:
         command.add_argument("--seconds", type=float, default=3.0, help="length of one measured round")
         command.add_argument("--rounds", type=int, default=3, help="rounds of each kind; medians are printed")
         command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    for name in ("embedded", "objects"):
+    for name in ("embedded", "objects", "rights"):
         command = commands.choices[name]
         command.add_argument("--qos", type=int, choices=(0, 1), default=1, help="of reports and of deltas")
         command.add_argument("--window", type=int, default=200, help="messages on their way when pipelined")
@@ -257,6 +259,8 @@ def main() -> int:
     commands.choices["embedded"].add_argument("--objects", type=int, default=100)
     commands.choices["objects"].add_argument("--count", type=int, default=100_000)
     commands.choices["objects"].add_argument("--rest", type=float, default=10.0, help="seconds of rest to measure")
+    commands.choices["rights"].add_argument("--count", type=int, default=100_000, help="closed objects")
+    commands.choices["rights"].add_argument("--grants", type=int, default=1_000, help="of them granted to the observer")
     command = commands.choices["plain"]
     command.add_argument("--observers", type=int, default=500, help="of one publisher")
     command.add_argument("--pairs", type=int, default=250, help="publishers, each with an observer of its own")

@@ -218,11 +218,11 @@ def create(target: Target, objects: int, window: int) -> float:
 
 
 @contextmanager
-def bench_gateway(folder: Path, durability: str) -> Iterator[Gateway]:
+def bench_gateway(folder: Path, durability: str, module: str = Gateway.module) -> Iterator[Gateway]:
     """A running gateway with nothing switched off but the limits per client, and the two clients of a round."""
     clients = {REPORTER: PASSWORD, WATCHER: PASSWORD}
     top = f'durability = "{durability}"'
-    with gateway(folder, top=top, rest=OWN_NAMESPACE + UNLIMITED, clients=clients) as running:
+    with gateway(folder, top=top, rest=OWN_NAMESPACE + UNLIMITED, clients=clients, module=module) as running:
         yield running
 
 
