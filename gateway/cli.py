@@ -145,7 +145,8 @@ def reload(json: Json = False, config: ConfigFile = None) -> None:
     All of it is taken over, or nothing: with 78 it is refused, and the gateway goes on as before. Nobody is disconnected.
 
     For example:
-      ctxt config check && ctxt reload
+      ctxt reload
+      ctxt reload --json
     """
     from gateway.commands import running
 

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PASSWORD_BYTES = 1024
 GATEWAY_NAME = "gateway"
 RESERVED_NAMES: Final = frozenset({GATEWAY_NAME, "anonymous"})
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 2
 
 TIME_COST = 2
 MEMORY_KIB = 19 * 1024
@@ -46,7 +46,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # No 0 O, 1 l I: passwords are typed from a screen into devices.
 _ALPHABET = "abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 
-_SCHEMA = """
+_SCHEMAS = (
+    """
 CREATE TABLE client (
     name     TEXT PRIMARY KEY,
     hash     TEXT NOT NULL,
@@ -54,7 +55,17 @@ CREATE TABLE client (
     created  INTEGER NOT NULL,
     changed  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID
-"""
+""",
+    """
+CREATE TABLE entry (
+    name   TEXT NOT NULL,
+    format TEXT NOT NULL,
+    hash   TEXT NOT NULL,
+    PRIMARY KEY (name, format)
+) STRICT, WITHOUT ROWID
+""",
+)
+# The second table: the same passwords as brokers outside keep them.
 
 
 class CredentialsError(CtxtError):
@@ -134,14 +145,24 @@ def generate_password() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(20))
 
 
+class Foreign(NamedTuple):
+    """How a broker outside keeps passwords."""
+
+    format: str
+    hashed: Callable[[bytes], str]
+    """A password's entry in the broker's own file."""
+
+
 class Credentials:
     """The clients' file. Every method may be called from any thread; `verify` takes long and belongs in a worker thread.
 
     Raises CredentialsUnavailableError where the file cannot be used. The file and its folder's entries beside it are for their owner only.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, foreign: Foreign | None = None) -> None:
+        """`foreign`: the broker that keeps passwords itself, whose format is filled in wherever one is set."""
         self._path = path
+        self._foreign = foreign
         self._clock = clock
         self._hasher = PasswordHasher(time_cost=TIME_COST, memory_cost=MEMORY_KIB, parallelism=PARALLELISM)
         self._nobody = _unknown_hash()
@@ -178,7 +199,7 @@ class Credentials:
     def add(self, name: str, password: str) -> None:
         """Raises ClientNameError, PasswordError, ClientExistsError."""
         check_name(name)
-        hashed = self._hash(name, password)
+        hashed, entry = self._hash(name, password)
         now = self._now()
         with self._translated(), self._writing() as db:
             made = db.execute(
@@ -187,29 +208,47 @@ class Credentials:
             )
             if not made.rowcount:
                 raise ClientExistsError(name)
+            self._enter(db, name, entry)
 
     def set_password(self, name: str, password: str) -> None:
         """Raises PasswordError, UnknownClientError. A disabled client stays disabled."""
-        hashed = self._hash(name, password)
-        self._change(name, "UPDATE client SET hash = ?, changed = ? WHERE name = ?", (hashed, self._now(), name))
+        hashed, entry = self._hash(name, password)
+        with self._changing(name, "UPDATE client SET hash = ?, changed = ? WHERE name = ?", hashed, self._now()) as db:
+            self._enter(db, name, entry)
 
     def remove(self, name: str) -> None:
         """Raises UnknownClientError."""
-        self._change(name, "DELETE FROM client WHERE name = ?", (name,))
+        with self._changing(name, "DELETE FROM client WHERE name = ?") as db:
+            self._enter(db, name, None)
 
     def disable(self, name: str) -> None:
         """The client can no longer log in; its password is kept. Raises UnknownClientError."""
-        self._change(name, "UPDATE client SET disabled = 1, changed = ? WHERE name = ?", (self._now(), name))
+        with self._changing(name, "UPDATE client SET disabled = 1, changed = ? WHERE name = ?", self._now()):
+            pass
 
     def enable(self, name: str) -> None:
         """Undo `disable`. Raises UnknownClientError."""
-        self._change(name, "UPDATE client SET disabled = 0, changed = ? WHERE name = ?", (self._now(), name))
+        with self._changing(name, "UPDATE client SET disabled = 0, changed = ? WHERE name = ?", self._now()):
+            pass
 
     def names(self) -> list[Client]:
         """Every client, by name."""
         with self._translated(), self._lock:
             rows = self._reader.execute("SELECT name, disabled, created, changed FROM client ORDER BY name").fetchall()
         return [Client(name, bool(disabled), created, changed) for name, disabled, created, changed in rows]
+
+    def entries(self, form: str) -> dict[str, str]:
+        """The passwords in a broker's own format, by client, of those that may connect.
+
+        Who is missing here got its password before the gateway was told of that broker: it has to be set again.
+        """
+        with self._translated(), self._lock:
+            return dict(
+                self._reader.execute(
+                    "SELECT name, entry.hash FROM entry JOIN client USING (name) WHERE format = ? AND NOT disabled",
+                    (form,),
+                )
+            )
 
     def changed(self) -> bool:
         """Whether anybody, here or in another process, has written since the last call. Costs microseconds."""
@@ -299,7 +338,8 @@ class Credentials:
 
     # The file
 
-    def _hash(self, name: str, password: str) -> str:
+    def _hash(self, name: str, password: str) -> tuple[str, str | None]:
+        """Our hash, and the broker's own."""
         try:
             encoded = password.encode()
         except UnicodeEncodeError:
@@ -307,12 +347,21 @@ class Credentials:
         if not 1 <= len(encoded) <= MAX_PASSWORD_BYTES:
             raise PasswordError(name, f"it must have 1 to {MAX_PASSWORD_BYTES:,} bytes")
         with self._hashing:
-            return self._hasher.hash(encoded)
+            return self._hasher.hash(encoded), self._foreign and self._foreign.hashed(encoded)
 
-    def _change(self, name: str, statement: str, values: tuple[object, ...]) -> None:
+    def _enter(self, db: sqlite3.Connection, name: str, entry: str | None) -> None:
+        # What other brokers were given is of an older password.
+        db.execute("DELETE FROM entry WHERE name = ?", (name,))
+        if self._foreign is not None and entry is not None:
+            db.execute("INSERT INTO entry (name, format, hash) VALUES (?, ?, ?)", (name, self._foreign.format, entry))
+
+    @contextmanager
+    def _changing(self, name: str, statement: str, *values: object) -> Iterator[sqlite3.Connection]:
+        """Change a client's row and what belongs to it. Raises UnknownClientError."""
         with self._translated(), self._writing() as db:
-            if not db.execute(statement, values).rowcount:
+            if not db.execute(statement, (*values, name)).rowcount:
                 raise UnknownClientError(name)
+            yield db
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -338,8 +387,9 @@ class Credentials:
                     raise CredentialsUnavailableError(
                         self._path, f"it was written by a newer version, schema {found}; install that version again"
                     )
-                if found < 1:
-                    db.execute(_SCHEMA)
+                for schema in _SCHEMAS[found:]:
+                    db.execute(schema)
+                if found < SCHEMA_VERSION:
                     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 yield db
                 db.execute("COMMIT")

@@ -17,7 +17,7 @@ import gateway
 from gateway import messages
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.acl.enforcement import Enforcement
-from gateway.acl.plugin import Context, make
+from gateway.acl.plugin import NONE, Context, make
 from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
@@ -1035,7 +1035,7 @@ def build(settings: Settings) -> Service:
         ring_length = settings.broker.receive_maximum
         enforcement = None
         if settings.broker.outside is not None:
-            if settings.acl.plugin != "none":
+            if settings.acl.plugin != NONE:
                 credentials = Credentials(settings.state_dir / "clients.db")
                 plugin = make(settings.acl.plugin, Context(settings, rights, credentials))
                 enforcement = Enforcement(plugin, rights, credentials)

@@ -146,7 +146,9 @@ class Client:
         client_id: str = "",
         will: Any = None,
         clean: bool | None = None,
+        returns: bool = True,
     ) -> None:
+        """`returns`: a client that was refused or has lost its connection tries again."""
         self.heard: list[tuple[str, bytes, int, bool]] = []
         self.reasons: dict[int, tuple[int, str]] = {}
         self.granted: dict[int, list[int]] = {}
@@ -157,7 +159,7 @@ class Client:
             client_id=client_id,
             protocol=MQTTProtocolVersion(version),
             clean_session=clean,
-            reconnect_on_failure=False,
+            reconnect_on_failure=returns,
         )
         if name is not None:
             self.paho.username_pw_set(name, PASSWORD)

@@ -23,6 +23,7 @@ from gateway.credentials import (
     Credentials,
     CredentialsError,
     CredentialsUnavailableError,
+    Foreign,
     PasswordError,
     UnknownClientError,
     generate_password,
@@ -343,9 +344,43 @@ def test_a_file_of_a_newer_version_is_left_alone(path: Path) -> None:
     with closing(Credentials(path)) as clients:
         clients.add("a", SECRET)
     with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute(f"PRAGMA user_version = {credentials.SCHEMA_VERSION + 1}")
     with pytest.raises(CredentialsUnavailableError, match="newer version"):
         Credentials(path)
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path) -> None:
+    with closing(Credentials(path)) as clients:
+        clients.add("a", SECRET)
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE entry; PRAGMA user_version = 1")
+    with closing(Credentials(path, foreign=Foreign("loud", bytes.hex))) as clients:
+        assert clients.verify("a", RIGHT)
+        assert clients.entries("loud") == {}
+        clients.set_password("a", "new")
+        assert clients.entries("loud") == {"a": b"new".hex()}
+
+
+def test_a_broker_that_keeps_passwords_itself_gets_them_in_its_own_format(path: Path) -> None:
+    with closing(Credentials(path, foreign=Foreign("loud", bytes.hex))) as clients:
+        for name in ("a", "b", "c"):
+            clients.add(name, SECRET)
+        clients.disable("b")
+        clients.remove("c")
+        assert clients.entries("loud") == {"a": RIGHT.hex()}
+        clients.enable("b")
+        assert clients.entries("loud") == {"a": RIGHT.hex(), "b": RIGHT.hex()}
+        clients.add("c", "another")
+        assert clients.entries("loud")["c"] == b"another".hex()
+        assert clients.entries("quiet") == {}
+    # Set where nothing is known of that broker: what it was given before is of the old password, and must not be good for anything.
+    with closing(Credentials(path)) as clients:
+        clients.set_password("a", "new")
+        assert set(clients.entries("loud")) == {"b", "c"}
+    with closing(Credentials(path, foreign=Foreign("quiet", lambda password: "q" + password.hex()))) as clients:
+        clients.set_password("b", "new")
+        assert clients.entries("quiet") == {"b": "q" + b"new".hex()}
+        assert set(clients.entries("loud")) == {"c"}
 
 
 def test_a_change_by_another_process_is_noticed_once(clients: Credentials, path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from gateway.credentials import Foreign
 from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from gateway.credentials import Credentials
     from gateway.rights import Action, Rights
     from gateway.settings import Settings
+
+NONE = "none"
+"""What `[acl] plugin` says where there is none."""
 
 GROUP = "ctxt_gateway.acl"
 """The entry-point group: each entry is a `Factory`."""
@@ -45,7 +49,11 @@ class Context(NamedTuple):
 
 
 class AclPlugin(Protocol):
-    """Makes one broker outside enforce the rights."""
+    """Makes one broker outside enforce the rights.
+
+    Where the broker keeps the clients' passwords itself the class has a static method `hashed(password: bytes) -> str`: the
+    entry in the broker's own file. It is called wherever a password is set, and `credentials.entries(NAME)` has the results.
+    """
 
     async def start(self) -> None:
         """Make the broker enforce the rights as they are now; before the link connects. Raises AclError."""
@@ -85,16 +93,24 @@ def names() -> list[str]:
 
 def make(name: str, context: Context) -> AclPlugin:
     """The plugin of a name. Raises AclError for one that is not there or cannot be loaded."""
+    return _factory(name)(context)
+
+
+def keeps(name: str) -> Foreign | None:
+    """How the broker that `[acl] plugin` names keeps passwords, where it does. Raises AclError as `make` does."""
+    hashed = None if name == NONE else getattr(_factory(name), "hashed", None)
+    return None if hashed is None else Foreign(name, hashed)
+
+
+def _factory(name: str) -> Callable[[Context], AclPlugin]:
     place = BUILT_IN.get(name)
     try:
         if place is not None:
             module, _, attribute = place.partition(":")
-            factory: Callable[[Context], AclPlugin] = getattr(import_module(module), attribute)
-        else:
-            found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-            if not found:
-                raise AclError(f"there is no ACL plugin {name!r}: known are {', '.join(names())}")
-            factory = found[0].load()
+            return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+        found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+        if not found:
+            raise AclError(f"there is no ACL plugin {name!r}: known are {', '.join(names())}")
+        return found[0].load()  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:
         raise AclError(f"the ACL plugin {name!r} cannot be loaded ({error}): install what it needs") from error
-    return factory(context)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from gateway.acl.plugin import AclError, keeps
 from gateway.commands import config
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.terminal import out, read_stdin, show_table, table, write_json, write_note
@@ -30,7 +31,12 @@ FILE = "clients.db"
 @contextmanager
 def _credentials(given: Path | None) -> Iterator[Credentials]:
     """The clients' file of the settings in effect; made, with its folder, where it is not there. Raises CommandError."""
-    folder = config.load(given).state_dir
+    settings = config.load(given)
+    folder = settings.state_dir
+    try:
+        foreign = keeps(settings.acl.plugin)
+    except AclError as error:
+        raise CommandError(Exit.CONFIG, str(error)) from error
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -38,7 +44,7 @@ def _credentials(given: Path | None) -> Iterator[Credentials]:
             Exit.IO, f"cannot make the state folder {folder}: {error.strerror or error}; set another state_dir"
         ) from error
     try:
-        with closing(Credentials(folder / FILE)) as credentials:
+        with closing(Credentials(folder / FILE, foreign=foreign)) as credentials:
             yield credentials
     except UnknownClientError as error:
         raise CommandError(Exit.NOT_FOUND, str(error)) from error

@@ -81,7 +81,7 @@ class Site:
     open_clients: list[Client] = field(default_factory=list)
 
     def client(self, name: str | None, **rest: Any) -> Client:
-        made = Client(self.port, name, version=rest.pop("version", self.version), **rest)
+        made = Client(self.port, name, version=rest.pop("version", self.version), returns=False, **rest)
         self.open_clients.append(made)
         return made
 
@@ -273,6 +273,7 @@ def wills(site: Site) -> str:
                     site.port,
                     "mallory",
                     version=site.version,
+                    returns=False,
                     will=(site.escape(topic), b'{"forged":true,"values":{"temperature":{"value":666}}}', 1, False),
                 )
                 dying.drop()
@@ -290,6 +291,7 @@ def will_after_transfer(site: Site) -> str:
         "bob",
         version=site.version,
         client_id="dying",
+        returns=False,
         will=(site.escape("report/bob/ctxt/home.local/lent"), reading(666), 1, False),
     )
     site.gateway.admin("assign", url="ctxt://home.local/lent", client="alice")
@@ -461,7 +463,7 @@ def disabled_while_connected(site: Site) -> str:
     time.sleep(3.0)
     site.report(site.alice, SAFE, "after")
     site.settle()
-    back = Client(site.port, "barred", version=site.version)
+    back = Client(site.port, "barred", version=site.version, returns=False)
     in_again = back.connected == 0
     back.close()
     known.enable("barred")
