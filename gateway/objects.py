@@ -242,6 +242,10 @@ class Objects:
         """What one client was granted."""
         return self._granted.get(client, {}).values()
 
+    def grantees(self) -> Iterable[str]:
+        """The clients that hold grants."""
+        return self._granted
+
     def of(self, reporter: str) -> Iterable[DataObject]:
         """The objects and tombstones of one Reporter."""
         return self._by_reporter.get(reporter, {}).values()

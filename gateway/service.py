@@ -678,7 +678,10 @@ class Service:
     def _rights_changed(self, effects: Effects) -> None:
         """Some may do less, or more, than before: the broker is told. What has been opened to somebody is shown again."""
         if self._enforcement is not None:
-            done = self._enforcement.concern(None if effects.everyone else effects.gained | effects.lost)
+            # What ends with a tombstone is nobody's loss.
+            hurry = effects.everyone or (bool(effects.lost) and not effects.purged)
+            clients = None if effects.everyone else effects.gained | effects.lost
+            done = self._enforcement.concern(clients, hurry=hurry)
             if effects.opened:
                 done.add_done_callback(lambda _: self.show(effects.opened))
             return
@@ -719,7 +722,7 @@ class Service:
             raise StoreError("the gateway cannot go on, and nothing has changed: see its log")
         result, effects = done.result()
         if self._enforcement is not None and (effects.gained or effects.lost or effects.everyone):
-            await self._enforcement.concern(())
+            await self._enforcement.concern((), hurry=True)
         return result
 
     async def ask_broker(self, client: str, action: Action, topic: str) -> bool | None:
@@ -1035,11 +1038,11 @@ def build(settings: Settings) -> Service:
         ring_length = settings.broker.receive_maximum
         enforcement = None
         if settings.broker.outside is not None:
+            link = beside = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             if settings.acl.plugin != NONE:
                 credentials = Credentials(settings.state_dir / "clients.db")
-                plugin = make(settings.acl.plugin, Context(settings, rights, credentials))
+                plugin = make(settings.acl.plugin, Context(settings, rights, credentials, beside.echo))
                 enforcement = Enforcement(plugin, rights, credentials)
-            link = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             control = Control(settings.state_dir)
             ring_length = max(RING, ring_length)
         else:

@@ -616,6 +616,33 @@ class AclSettings(_Table):
     )
 
 
+class MosquittoSettings(_Table):
+    """Where the ACL plugin `mosquitto` writes its files, and how mosquitto is told to read them again."""
+
+    folder: FileOrNone = Field(
+        default=None,
+        description="Folder of the files `acl` and `passwd`. Left out: `mosquitto` in state_dir, from where"
+        " `ctxt acl install mosquitto` has systemd copy them.",
+        examples=["/etc/mosquitto/ctxt"],
+    )
+    pid_file: FileOrNone = Field(
+        default=None,
+        description="mosquitto's own `pid_file`: it is sent SIGHUP, where the gateway runs as the same user.",
+        examples=["/run/mosquitto/mosquitto.pid"],
+    )
+    reload_command: tuple[str, ...] = Field(
+        default=(),
+        description="Program and arguments that have mosquitto read its files again, where the gateway may not send the signal"
+        ' itself: ["sudo", "-n", "systemctl", "reload", "mosquitto"].',
+    )
+    timeout: Seconds = Field(
+        default=10.0,
+        ge=1,
+        le=600,
+        description="How long mosquitto may take to go by new rules before that is an error. It is tried again in any case.",
+    )
+
+
 class ListenerSettings(_Table):
     """One more place where clients connect to the broker inside, with rules of its own."""
 
@@ -873,6 +900,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     link: LinkSettings = Field(default_factory=LinkSettings)
     acl: AclSettings = Field(default_factory=AclSettings)
+    mosquitto: MosquittoSettings = Field(default_factory=MosquittoSettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
     groups: Annotated[Mapping[GroupName, tuple[ClientName, ...]], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({}),
@@ -1395,6 +1423,8 @@ def warnings(settings: Settings) -> list[str]:
         found.append("link: has no effect with the broker inside: set broker.url to a broker outside, or remove it")
     if outside is None and settings.acl != AclSettings():
         found.append("acl: has no effect with the broker inside, which asks for itself: remove it")
+    if settings.acl.plugin != "mosquitto" and settings.mosquitto != MosquittoSettings():
+        found.append('mosquitto: is for the ACL plugin of that name: set acl.plugin = "mosquitto", or remove it')
     reachable = [(f"listener[{i}].url", each.place) for i, each in enumerate(settings.listener)]
     if broker.listener is not None:
         reachable.insert(0, ("broker.url", Place("mqtt", *broker.listener, "")))

@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from gateway.acl.plugin import keeps
 from gateway.administration import Administration
 from gateway.credentials import Credentials
 from gateway.links.local import LocalLink
@@ -41,7 +42,8 @@ class Inside:
         self.state = folder / "state"
         self.path.write_text(f'state_dir = "{self.state}"\n{settings}')
         self.state.mkdir(exist_ok=True)
-        known = Credentials(self.state / "clients.db")
+        foreign = keeps(load(self.path, {"CTXT_BROKER__URL": url}).acl.plugin)
+        known = Credentials(self.state / "clients.db", foreign=foreign)
         there = {client.name for client in known.names()}
         for name in clients:
             if name not in there:

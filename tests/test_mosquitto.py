@@ -27,11 +27,12 @@ OBJECT = "ctxt/home.local/sensor/room"
 
 def shipped(tmp_path: Path, port: int, web: int) -> Path:
     """The shipped files, with other ports and other folders."""
-    for name in ("ctxt.conf", "ctxt.acl"):
+    (tmp_path / "ctxt").mkdir()
+    for name, place in (("ctxt.conf", "ctxt.conf"), ("ctxt.acl", "ctxt/acl")):
         text = (folder("config") / "mosquitto" / name).read_text()
         for old, new in (("1883", str(port)), ("9001", str(web)), ("/etc/mosquitto", str(tmp_path))):
             text = text.replace(old, new)
-        (tmp_path / name).write_text(text)
+        (tmp_path / place).write_text(text)
     own = f"persistence true\npersistence_location {tmp_path}/\n"
     path = tmp_path / "mosquitto.conf"
     path.write_text(own + (tmp_path / "ctxt.conf").read_text())
@@ -44,7 +45,7 @@ def site(tmp_path: Path) -> Iterator[tuple[int, Gateway]]:
     program, passwords = need("mosquitto", "mosquitto"), need("mosquitto_passwd", "mosquitto")
     port = free_port()
     path = shipped(tmp_path, port, free_port())
-    file = tmp_path / "ctxt.passwd"
+    file = tmp_path / "ctxt/passwd"
     file.touch()
     for name in NAMES:
         subprocess.run([passwords, "-b", str(file), name, PASSWORD], check=True, capture_output=True)
@@ -127,9 +128,12 @@ def test_a_site_with_the_shipped_configuration(tmp_path: Path, clients: list[Cli
 def test_another_with_the_same_client_id_takes_nobodys_place(tmp_path: Path, clients: list[Client]) -> None:
     with site(tmp_path) as (port, _):
         sensor = Client(port, "sensor", client_id="sensor")
+        lost: list[object] = []
+        sensor.paho.on_disconnect = lambda *args: lost.append(args)
         clients += [sensor, Client(port, "mallory", client_id="sensor")]
         sensor.publish(f"report/sensor/{OBJECT}", b'{"values":{"t":{"value":1}}}')
         assert sensor.paho.is_connected()
+        assert not lost
 
 
 def test_clients_without_a_name_or_password_stay_outside(tmp_path: Path) -> None:
@@ -162,7 +166,8 @@ def test_what_would_lose_data_is_warned_of_with_its_place(tmp_path: Path) -> Non
         "autosave_interval is 0 s",
         "set_tcp_nodelay is not true",
         "check_retain_source is not true",
-        "use_username_as_clientid is not true",
+        f"{more}/a.conf:1: a listener without use_username_as_clientid",
+        f"{more}/a.conf:3: a listener without use_username_as_clientid",
         f"{more}/b.conf:2: allow_anonymous is true",
         f"{more}/a.conf:1: a WebSocket listener without socket_domain",
     ):

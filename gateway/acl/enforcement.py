@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gateway.acl.plugin import AclError
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 POLL = 1.0
 """Seconds between two looks for clients that were added, removed, disabled, or given another password."""
+
+GATHER = 0.05
+"""Seconds in which what somebody has gained is gathered."""
+
+SHARE = 0.1
+"""The part of the time that brokers may spend on taking gains over: they may serve nobody meanwhile."""
+
+LONGEST_REST = 30.0
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts at what has failed; the last one goes on."""
@@ -41,6 +50,7 @@ class Enforcement:
         self._waiting: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._more = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     async def prepare(self) -> None:
         """Before the link connects: the broker decides by the rights as they are. Raises AclError."""
@@ -68,7 +78,7 @@ class Enforcement:
         """Clients were added, removed, disabled or given another password: return when the broker knows. Raises AclError."""
         changed = self._look()
         if changed:
-            await self.concern(changed)
+            await self.concern(changed, hurry=True)
 
     def _look(self) -> set[str]:
         """Read the clients again; those of whom something is different. A disabled one may do nothing from now on."""
@@ -86,10 +96,13 @@ class Enforcement:
                 _log.error("%s", error)  # it says what is the matter
                 continue
             if changed:
-                self.concern(changed)
+                self.concern(changed, hurry=True)
 
-    def concern(self, clients: Iterable[str] | None) -> asyncio.Future[None]:
-        """These clients' permissions have changed (None: anybody's). Done when the broker decides by them; AclError where it may not."""
+    def concern(self, clients: Iterable[str] | None, *, hurry: bool = False) -> asyncio.Future[None]:
+        """These clients' permissions have changed (None: anybody's). Done when the broker decides by them; AclError where it may not.
+
+        `hurry`: somebody has lost something, or waits for it: at once, else with what comes in the next moments.
+        """
         if clients is None:
             self._concerned = None
         elif self._concerned is not None:
@@ -99,13 +112,22 @@ class Enforcement:
         waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._waiting.append(waiter)
         self._more.set()
+        if hurry:
+            self._hurry.set()
         return waiter
 
     async def _work(self) -> None:
         failures = 0
+        rest = GATHER
+        clock = asyncio.get_running_loop().time
         while True:
             await self._more.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._hurry.wait()
             self._more.clear()
+            self._hurry.clear()
+            began = clock()
             concerned, self._concerned = self._concerned, set()
             waiting, self._waiting = self._waiting, []
             try:
@@ -124,8 +146,10 @@ class Enforcement:
                 await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
                 failures += 1
                 self._more.set()
+                self._hurry.set()
                 continue
             failures = 0
+            rest = min(max(GATHER, (clock() - began) * (1 / SHARE - 1)), LONGEST_REST)
             self.enforced += 1
             for waiter in waiting:
                 if not waiter.done():

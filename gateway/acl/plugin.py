@@ -14,7 +14,7 @@ from gateway.credentials import Foreign
 from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from gateway.counts import Family
     from gateway.credentials import Credentials
@@ -45,7 +45,9 @@ class Context(NamedTuple):
     settings: Settings
     rights: Rights
     credentials: Credentials
-    """`[broker]`'s clients: plugins that write the broker's own password file get the hashes elsewhere, never a password."""
+    """The clients; with `entries`, their passwords in the broker's own format."""
+    echo: Callable[[Sequence[str], float], Awaitable[list[str]]] | None = None
+    """`RemoteLink.echo`: what the broker lets the gateway write at this moment."""
 
 
 class AclPlugin(Protocol):

@@ -97,24 +97,30 @@ def _losses(values: dict[str, Line]) -> Iterator[str]:
         yield "set_tcp_nodelay is not true: messages wait up to 40 ms for each other: set it to true"
     if not _true(values, "check_retain_source"):
         yield "check_retain_source is not true: what was retained stays readable after its writer has lost the right"
-    if not _true(values, "use_username_as_clientid"):
-        yield (
-            "use_username_as_clientid is not true: whoever may connect can take another's place, and what was queued for it, "
-            "by using its client id"
-        )
 
 
 def _traps(found: list[Line]) -> Iterator[tuple[Line, str]]:
+    """What is wrong with a listener: these settings are of the `listener` line above them, or of the default listener."""
     listener: Line | None = None
-    web = bound = False
+    web = bound = named = False
+    seen = False
     for line in [*found, None]:
         if line is None or line.name == "listener":
             if listener is not None and web and not bound and len(listener.value.split()) > 1:
                 yield listener, "a WebSocket listener without socket_domain is open on every address of the machine"
-            listener, web, bound = line, False, False
+            if not named and (listener is not None or (line is None and not seen and found)):
+                yield (
+                    listener or found[0],
+                    "a listener without use_username_as_clientid true of its own: whoever may connect there can take another's "
+                    "place, and what was queued for it, by using its client id",
+                )
+            listener, web, bound, named = line, False, False, False
+            seen |= line is not None
         elif line.name == "protocol":
             web = line.value == "websockets"
         elif line.name == "socket_domain":
             bound = True
+        elif line.name == "use_username_as_clientid":
+            named = line.value.lower() == "true"
         elif line.name == "allow_anonymous" and line.value.lower() == "true":
             yield line, "allow_anonymous is true: clients without a name are not bound by `pattern` lines"

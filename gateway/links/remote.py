@@ -45,7 +45,7 @@ from gateway.wire.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from gateway.broker.journal import Journal
@@ -214,6 +214,7 @@ class Wire(asyncio.Protocol):
         self.reason: int | None = None
         self.choked = False
         self.held = False
+        self.echoing = False
         self.heard_at = self.sent_at = loop.time()
         self.pinged_at = 0.0
         # What the broker has announced.
@@ -396,6 +397,7 @@ class RemoteLink:
         self._head = head
         self._own_topic = f"{head}gateway/{gateway_id}"
         self._mark_topic = f"{head}replica/{gateway_id}/mark"
+        self._echo_head = f"{head}replica/{gateway_id}/acl/"
         self._owned = tuple(f"{head}{verb}/" for verb in OWNED)
         self._commands = (f"{head}report/", f"{head}request/")
         self._escapes = [(each, f"%{ord(each):02X}") for each in remote.escape]
@@ -423,6 +425,7 @@ class RemoteLink:
         self._held_bytes = 0
         self._clearing: set[str] = set()
         self._mark: tuple[bytes, asyncio.Future[None]] | None = None
+        self._echoes: tuple[bytes, list[str], asyncio.Event] | None = None
         self._strays: list[str] = []
         self._others = 0
         self._seen = 0
@@ -510,6 +513,38 @@ class RemoteLink:
         )
         yield gauge("ctxt_link_inflight", "Messages sent and not acknowledged.", len(self._inflight))
         yield gauge("ctxt_link_queued", "Messages that wait for the broker.", len(self._queue))
+
+    async def echo(self, names: Sequence[str], seconds: float) -> list[str]:
+        """Publish on `replica/{id}/acl/{name}`, one after the other: the names that come back until the last one has.
+
+        What the broker lets the gateway write at this moment: brokers that read rules from files show with it which they go by.
+        One at a time. Raises LinkError where the broker is away, or the last one has not come back within `seconds`.
+        """
+        wire = self._wire
+        if wire is None or not self._ready:
+            raise LinkError(f"{self._remote.way} is away")
+        token, news = secrets.token_hex(8).encode(), asyncio.Event()
+        heard: list[str] = []
+        self._echoes = token, heard, news
+        try:
+            if not wire.echoing:
+                await self._subscribe(wire, [f"{self._echo_head}+"], qos=0)
+                wire.echoing = True
+            for name in names:
+                self._write(wire, Route(self._escaped(self._echo_head + name), False), token, 0)
+            async with asyncio.timeout(seconds):
+                while names[-1] not in heard:
+                    await news.wait()
+                    news.clear()
+        except DialError as error:
+            raise LinkError(str(error)) from error
+        except TimeoutError:
+            raise LinkError(
+                f"{self._remote.way} does not pass on the gateway's own message on {self._echo_head}{names[-1]}"
+            ) from None
+        finally:
+            self._echoes = None
+        return heard
 
     def saved(self) -> None:
         """Nothing of this link's is in the store."""
@@ -759,6 +794,11 @@ class RemoteLink:
         if topic == self._mark_topic:
             if self._mark is not None and payload == self._mark[0] and not self._mark[1].done():
                 self._mark[1].set_result(None)
+            return
+        if topic.startswith(self._echo_head):
+            if self._echoes is not None and payload == self._echoes[0]:
+                self._echoes[1].append(topic.removeprefix(self._echo_head))
+                self._echoes[2].set()
             return
         self._others += publish.retain
         if not payload:
