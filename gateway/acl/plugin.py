@@ -28,9 +28,7 @@ GROUP = "ctxt_gateway.acl"
 """The entry-point group: each entry is a `Factory`."""
 
 BUILT_IN = {
-    "http": "gateway.acl.http:HttpAcl",
     "mosquitto": "gateway.acl.mosquitto:MosquittoAcl",
-    "nats": "gateway.acl.nats:NatsAcl",
 }
 """The plugins for brokers outside that come with the gateway. The broker inside needs none: it asks `acl/embedded.py`."""
 
