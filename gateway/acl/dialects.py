@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from gateway.acl.kick import QUEUE
 from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Judge(Protocol):
     def may(self, name: str, action: Action, topic: str) -> bool:
         """Whether a client may publish to a topic, receive on one, or read all that a filter matches."""
 
-    def administers(self, name: str, password: str) -> bool:
-        """Whether this is whom the gateway itself uses for the broker's management."""
+    def administers(self, name: str, password: str | None = None) -> bool:
+        """Whether this is whom the gateway itself uses for the broker's management; with a password, whether that is right."""
 
     def holds(self, name: str, client_id: str) -> bool:
         """Whether a client id, and what a broker keeps for it, is this client's."""
@@ -133,7 +134,6 @@ async def _emqx_authorization(judge: Judge, fields: Mapping[str, Any], _hook: st
 _RABBIT_ALLOW = Answer(200, TEXT, b"allow", allowed=True)
 _RABBIT_DENY = Answer(200, TEXT, b"deny")
 _RABBIT_ADMINISTRATOR = Answer(200, TEXT, b"allow administrator", allowed=True)
-_QUEUE = "mqtt-subscription-"
 _EXCHANGE = "amq.topic"
 
 
@@ -152,7 +152,9 @@ async def _rabbit_user(judge: Judge, fields: Mapping[str, Any], _hook: str) -> A
 
 
 async def _rabbit_vhost(judge: Judge, fields: Mapping[str, Any], _hook: str) -> Answer:
-    return _RABBIT_ALLOW if _text(fields, "vhost") == "/" and judge.knows(_text(fields, "username")) else _RABBIT_DENY
+    name = _text(fields, "username")
+    known = judge.knows(name) or ("client_id" not in fields and judge.administers(name))
+    return _RABBIT_ALLOW if _text(fields, "vhost") == "/" and known else _RABBIT_DENY
 
 
 async def _rabbit_resource(judge: Judge, fields: Mapping[str, Any], _hook: str) -> Answer:
@@ -164,8 +166,10 @@ async def _rabbit_resource(judge: Judge, fields: Mapping[str, Any], _hook: str) 
     if kind == "exchange":
         allowed = name == _EXCHANGE and wanted in ("read", "write") and judge.knows(user)
         return _RABBIT_ALLOW if allowed else _RABBIT_DENY
-    if kind == "queue" and name.startswith(_QUEUE) and name[-4:] in ("qos0", "qos1"):
-        return _RABBIT_ALLOW if judge.knows(user) and judge.holds(user, name[len(_QUEUE) : -4]) else _RABBIT_DENY
+    if kind == "queue" and name.startswith(QUEUE) and name[-4:] in ("qos0", "qos1"):
+        if judge.administers(user):
+            return _RABBIT_ALLOW if wanted == "configure" else _RABBIT_DENY
+        return _RABBIT_ALLOW if judge.knows(user) and judge.holds(user, name[len(QUEUE) : -4]) else _RABBIT_DENY
     return _RABBIT_DENY
 
 

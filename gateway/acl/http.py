@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.acl.dialects import ROUTES, Answer, QuestionError, fields_of
-from gateway.acl.kick import KICKS, Management
+from gateway.acl.kick import KICKS, Lost, Management
 from gateway.acl.plugin import AclError
 from gateway.backoff import Backoff
 from gateway.counts import counters, gauge
@@ -93,6 +93,8 @@ class HttpAcl:
         self._queue = 0
         self._backoff = Backoff(settings.broker.wrong_passwords, settings.broker.wrong_password_pause, time.monotonic)
         self._asked_once = False
+        self._began = time.monotonic()
+        self._seen: dict[str, float] = {}
         self.answered = {"allow": 0, "deny": 0, "malformed": 0, "stranger": 0}
         self.kicked = 0
         context.web.mount("acl", self.app)
@@ -138,7 +140,8 @@ class HttpAcl:
     async def _drop(self) -> None:
         lost = frozenset(self._lost)
         if lost and self._management is not None:
-            await asyncio.to_thread(KICKS[self._settings.kick], self._management, lost)
+            logins = {name: self._seen.get(name, self._began) for name in lost}
+            await asyncio.to_thread(KICKS[self._settings.kick], self._management, Lost(logins, self.holds))
             self.kicked += len(lost)
         elif lost and self._asked_once:
             raise AclError(
@@ -203,9 +206,13 @@ class HttpAcl:
             if last is not None:
                 if last and last.get(name) != fresh:
                     self._lost.add(name)
-            elif before is not None and mark is not None and (clients is None or name in lost):
-                if now.lost(before) or mark[:LOGIN] != fresh[:LOGIN]:
-                    self._lost.add(name)
+            elif (
+                before is not None
+                and mark is not None
+                and (clients is None or name in lost)
+                and (now.lost(before) or mark[:LOGIN] != fresh[:LOGIN])
+            ):
+                self._lost.add(name)
         if last:
             self._lost |= last.keys() - known.keys()
 
@@ -251,12 +258,13 @@ class HttpAcl:
         if not valid_client(name) or not self._takes(name, client_id):
             return False
         if self._settings.certificates and certificate and not secret:
-            return certificate == name and self._credentials.admitted(name) is True
+            good = certificate == name and self._credentials.admitted(name) is True
+            return self._logged_in(name, good=good)
         if not secret:
             return False
         if self._credentials.recall(name, secret):
             self._backoff.passed(address, name)
-            return True
+            return self._logged_in(name)
         if self._backoff.pause(address, name) or self._queue >= WAITING:
             return False
         self._queue += 1
@@ -267,17 +275,21 @@ class HttpAcl:
         finally:
             self._queue -= 1
         (self._backoff.passed if good else self._backoff.failed)(address, name)
+        return self._logged_in(name, good=good)
+
+    def _logged_in(self, name: str, *, good: bool = True) -> bool:
+        if good:
+            self._seen[name] = time.monotonic()
         return good
 
-    def administers(self, name: str, password: str) -> bool:
-        """Whether this is whom `kick` uses."""
+    def administers(self, name: str, password: str | None = None) -> bool:
+        """Whether this is whom `kick` uses; with a password, whether that is right."""
         found = self._management
-        return (
-            found is not None
-            and bool(found.user)
-            and name == found.user
-            and hmac.compare_digest(password.encode("utf-8", "surrogatepass"), found.password.encode())
-        )
+        if found is None or not found.user or name != found.user:
+            return False
+        if password is None:
+            return True
+        return hmac.compare_digest(password.encode("utf-8", "surrogatepass"), found.password.encode())
 
     def knows(self, name: str) -> bool:
         """Whether a client of this name may connect."""

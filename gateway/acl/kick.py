@@ -15,15 +15,18 @@ import orjson
 from gateway.acl.plugin import AclError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+QUEUE = "mqtt-subscription-"
+"""What the names of RabbitMQ's queues for MQTT begin with; client id and qos0 or qos1 follow."""
 
 MOST_BYTES = 64 << 20
 """An answer may list tens of thousands of connections."""
 
 PAGE = 1_000
 
-LATE = 3.0
-"""Seconds after which RabbitMQ's management has every connection in its list: one that has just been made comes up to 2 s late (measured)."""
+LATE = 6.0
+"""Seconds after a log-in until RabbitMQ's management has the connection in its list: 4.2 to 5.0 s (measured)."""
 
 AGAIN = 0.25
 """Seconds between two looks at that list."""
@@ -78,28 +81,62 @@ class Management(NamedTuple):
             return answer.status, None, then
 
 
-def rabbitmq(management: Management, names: Collection[str]) -> None:
-    """Close the connections that these users had when this was called. Takes `LATE` seconds. Raises AclError."""
-    began = time.monotonic()
+class Lost(NamedTuple):
+    """Who is to be disconnected."""
+
+    logins: Mapping[str, float]
+    """Each client, and when it has logged in last (`time.monotonic`; what is not known is long ago)."""
+    holds: Callable[[str, str], bool]
+    """Whether a client id is a client's own."""
+
+
+def rabbitmq(management: Management, lost: Lost) -> None:
+    """Close the connections that these clients had when this was called, and drop what waits for them. Raises AclError.
+
+    Who has logged in a moment ago may not be listed yet: then it takes up to `LATE` seconds.
+    """
+    deadline = max(lost.logins.values()) + LATE
     until = 0.0
-    while not until or time.monotonic() - began < LATE:
+    while True:
+        begun = time.monotonic()
         status, listed, there = management.timed("GET", "/api/connections?columns=name,user,connected_at")
         if status != 200 or not isinstance(listed, list):
             raise AclError(
                 f"RabbitMQ's management at {management.url} lists no connections ({status}): enable rabbitmq_management"
             )
+        first = not until
         # By its clock, in milliseconds: whoever has come back after this second was judged anew.
         until = until or (there + 1) * 1_000
+        closed = False
         for each in listed:
-            if isinstance(each, dict) and each.get("user") in names and (each.get("connected_at") or 0) < until:
+            if isinstance(each, dict) and each.get("user") in lost.logins and (each.get("connected_at") or 0) < until:
                 management.call("DELETE", f"/api/connections/{quote(str(each.get('name')), safe='')}")
+                closed = True
+        if first or closed:
+            # What waits in a session that is kept was put there under rights that are gone.
+            _rabbitmq_queues(management, lost)
+        if begun >= deadline:
+            return
         time.sleep(AGAIN)
 
 
-def emqx(management: Management, names: Collection[str]) -> None:
+def _rabbitmq_queues(management: Management, lost: Lost) -> None:
+    status, listed = management.call("GET", "/api/queues/%2F?columns=name")
+    if status != 200 or not isinstance(listed, list):
+        raise AclError(f"RabbitMQ's management at {management.url} lists no queues ({status})")
+    for each in listed:
+        name = str(each.get("name")) if isinstance(each, dict) else ""
+        client_id = name.removeprefix(QUEUE)[:-4]
+        if name.startswith(QUEUE) and any(lost.holds(client, client_id) for client in lost.logins):
+            status, _ = management.call("DELETE", f"/api/queues/%2F/{quote(name, safe='')}")
+            if status not in (204, 404):
+                raise AclError(f"RabbitMQ does not delete the queue {name[:100]!r} ({status})")
+
+
+def emqx(management: Management, lost: Lost) -> None:
     """Forget what was answered, and close these users' connections. Raises AclError."""
     management.call("DELETE", "/authorization/cache")
-    for name in names:
+    for name in lost.logins:
         for client_id in _emqx_clients(management, name):
             status, _ = management.call("DELETE", f"/clients/{quote(client_id, safe='')}")
             if status not in (204, 404):
@@ -118,9 +155,9 @@ def _emqx_clients(management: Management, name: str) -> Iterator[str]:
             return
 
 
-def vernemq(management: Management, names: Collection[str]) -> None:
+def vernemq(management: Management, lost: Lost) -> None:
     """Close these users' connections and end their sessions: what waits in them was meant for somebody with more rights. Raises AclError."""
-    for name in names:
+    for name in lost.logins:
         query = urlencode({"--user": name, "--client_id": "", "--limit": PAGE})
         status, said = management.call("GET", f"/session/show?{query}")
         table = said.get("table") if isinstance(said, dict) else None
@@ -134,7 +171,7 @@ def vernemq(management: Management, names: Collection[str]) -> None:
                 raise AclError(f"VerneMQ does not end the session {client_id[:80]!r} ({status})")
 
 
-KICKS: dict[str, Callable[[Management, Collection[str]], None]] = {
+KICKS: dict[str, Callable[[Management, Lost], None]] = {
     "rabbitmq": rabbitmq,
     "emqx": emqx,
     "vernemq": vernemq,
