@@ -27,12 +27,13 @@ from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.dial import Tls, Way
-from gateway.links.local import SHORT_FORM, Entrance, LocalLink
+from gateway.links.local import SHORT_FORM, Bearers, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, parent_of, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
 from gateway.store import RING_TTL, Batch, Store, StoreError
+from gateway.tokens import Rules, Tokens
 from gateway.topics import matches
 from gateway.wire.packets import Property, Publish, Reason
 
@@ -1025,10 +1026,27 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
     )
 
 
+def bearers(settings: Settings) -> Bearers | None:
+    """Who may come with a token. Raises TokenKeyError."""
+    found = settings.tokens
+    if not found.on:
+        return None
+    rules = Rules(
+        issuer=found.issuer,
+        audience=found.audience,
+        client_claim=found.client_claim,
+        groups_claim=found.groups_claim,
+        leeway=found.leeway,
+        lifetime_max=found.lifetime_max,
+    )
+    tokens = Tokens(jwks=found.jwks, key_file=found.key_file, rules=rules)
+    return Bearers(tokens, any_name=found.clients == "any")
+
+
 def build(settings: Settings) -> Service:
     """The gateway that the settings describe, ready to be started; its store is open.
 
-    Raises CatalogueError (also where a namespace names an unknown schema), StoreError, CredentialsError or AclError.
+    Raises CatalogueError (also where a namespace names an unknown schema), StoreError, CredentialsError, TokenKeyError or AclError.
     """
     catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
     rights = rights_of(settings, catalogue)
@@ -1055,6 +1073,7 @@ def build(settings: Settings) -> Service:
                 version=f"ctxt-gateway {gateway.__version__}",
                 wrong_passwords=settings.broker.wrong_passwords,
                 wrong_password_pause=settings.broker.wrong_password_pause,
+                bearers=bearers(settings),
             )
             control = Control(settings.state_dir, local.broker)
         return Service(
