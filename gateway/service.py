@@ -726,6 +726,13 @@ class Service:
             await self._enforcement.concern((), hurry=True)
         return result
 
+    async def look(self) -> None:
+        """Clients were added, removed, disabled or given another password: return when the broker goes by that. Raises AclError."""
+        if self._enforcement is not None:
+            await self._enforcement.look()
+        elif isinstance(self._link, LocalLink):
+            self._link.look()
+
     async def ask_broker(self, client: str, action: Action, topic: str) -> bool | None:
         """What a broker outside says itself, where it can be asked."""
         return await self._enforcement.plugin.ask(client, action, topic) if self._enforcement is not None else None

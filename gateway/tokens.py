@@ -103,14 +103,15 @@ def looks_like_token(password: bytes) -> bool:
 
 def claimed(token: bytes, claim: str) -> str:
     """Whom a token claims to name, good or not: for counting failures by. "" where that cannot be read."""
-    if len(token) > MAX_TOKEN_BYTES:
-        return ""
-    try:
-        found = orjson.loads(_decoded(token.split(b".")[1]))
-    except (ValueError, IndexError):
-        return ""
-    name = found.get(claim) if isinstance(found, dict) else None
+    name = (contents(token) or {}).get(claim)
     return name if isinstance(name, str) else ""
+
+
+def contents(token: bytes) -> dict[str, Any] | None:
+    """What a token says, good or not; None where that cannot be read."""
+    if len(token) > MAX_TOKEN_BYTES or not looks_like_token(token):
+        return None
+    return _object(token.split(b".")[1])
 
 
 def _decoded(part: bytes) -> bytes:

@@ -374,7 +374,7 @@ def test_keys_that_are_not_for_signatures_or_too_weak_are_left_out(tmp_path: Pat
 def test_files_that_are_no_key_sets(tmp_path: Path, content: str) -> None:
     file = tmp_path / "jwks.json"
     file.write_text(content)
-    with pytest.raises(TokenKeyError, match="jwks.json"):
+    with pytest.raises(TokenKeyError, match=r"jwks\.json"):
         Tokens(jwks=file)
 
 
