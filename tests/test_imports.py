@@ -30,6 +30,7 @@ MAY_KNOW = {
     "wire": {"errors", "topics", "wire"},
     "broker": {"errors", "topics", "wire", "broker", "counts", "sessions"},
     "links": {
+        "backoff",
         "counts",
         "errors",
         "wire",
@@ -43,7 +44,8 @@ MAY_KNOW = {
         "tokens",
     },
     "tokens": {"errors", "credentials"},
-    "acl": {"rights", "errors", "settings", "credentials", "counts", "topics", "objects", "broker"},
+    "acl": {"rights", "errors", "settings", "credentials", "counts", "topics", "objects", "broker", "web", "backoff"},
+    "web": {"errors", "web"},
     "store": {"errors", "objects", "redelivery", "catalogue", "sessions"},
     "control": {"broker", "counts", "errors", "wire"},
     "credentials": {"errors", "address"},

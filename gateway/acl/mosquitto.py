@@ -140,7 +140,7 @@ class MosquittoAcl:
         self._due = False
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
-    async def enforce(self, clients: frozenset[str] | None) -> None:
+    async def enforce(self, clients: frozenset[str] | None, _lost: frozenset[str]) -> None:
         """Write what is different, have it read, and return when mosquitto goes by it."""
         if clients is not None:
             clients |= self._by_objects

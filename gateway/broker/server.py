@@ -242,6 +242,21 @@ class Broker:
         connections = [session.connection for session in self._clients.get(client, ())]
         return sum(connection.withhold() for connection in connections if connection is not None)
 
+    def reread_certificates(self) -> Callable[[], None]:
+        """Read the listeners' certificates now; what is returned takes them over, for new connections. Raises ListenError."""
+        taken = [opened.certificates.reread() for opened in self._opened if opened.certificates is not None]
+
+        def take() -> None:
+            for each in taken:
+                each()
+
+        return take
+
+    def certificate_ends(self) -> dict[str, float]:
+        """Of each listener with TLS until when its certificate is good, Unix seconds."""
+        found = ((opened.listener.name, opened.certificates) for opened in self._opened)
+        return {name: own.expires for name, own in found if own is not None and own.expires is not None}
+
     def pause(self) -> None:
         """Stop reading from all clients: the house has enough to do."""
         self.paused = True

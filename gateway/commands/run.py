@@ -29,6 +29,7 @@ from gateway.service import Service, build
 from gateway.settings import load, warnings
 from gateway.store import StoreError
 from gateway.tokens import TokenKeyError
+from gateway.web.errors import WebError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,7 @@ def built(settings: Settings) -> Service:
         return build(settings)
     except (CatalogueError, AclError, TokenKeyError) as error:
         raise CommandError(Exit.CONFIG, str(error)) from error
-    except (StoreError, CredentialsError) as error:
+    except (StoreError, CredentialsError, WebError) as error:
         raise CommandError(Exit.IO, str(error)) from error
 
 
@@ -126,6 +127,10 @@ async def _serve(settings: Settings, path: Path | None) -> None:
         waiting.cancel()
         await _stop(service)
         raise CommandError(Exit.CONFIG, str(error)) from error
+    except WebError as error:
+        waiting.cancel()
+        await _stop(service)
+        raise CommandError(Exit.IO, str(error)) from error
     except LinkError as error:
         waiting.cancel()
         await _stop(service)

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.backoff import Backoff
 from gateway.broker import counters
 from gateway.broker.house import Login, Refusal
 from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
 from gateway.credentials import ClientNameError, check_name
-from gateway.links.backoff import Backoff
 from gateway.links.link import LinkError
 from gateway.rights import ANONYMOUS, STATISTICS
-from gateway.tokens import TokenError, claimed, looks_like_token
+from gateway.tokens import TokenError, TokenKeyError, claimed, looks_like_token
 from gateway.wire.packets import Reason
 
 if TYPE_CHECKING:
@@ -162,6 +162,21 @@ class LocalLink:
         await self.broker.stop()
         self._hashing.shutdown(wait=False)
         self._checking.shutdown(wait=False)
+
+    def reread(self) -> Callable[[], None]:
+        """Read certificates and keys of tokens now; what is returned takes them over. Raises LinkError where one cannot be used."""
+        try:
+            certificates = self.broker.reread_certificates()
+            keys = None if self._bearers is None else self._bearers.tokens.reread()
+        except (ListenError, TokenKeyError) as error:
+            raise LinkError(str(error)) from error
+
+        def take() -> None:
+            certificates()
+            if keys is not None:
+                keys()
+
+        return take
 
     def families(self) -> Iterator[Family]:
         """What the broker inside counts."""
