@@ -52,6 +52,7 @@ class Administration:
             "assign": self._assign,
             "explain": self._explain,
             "reload": self._reload,
+            "look": self._look,
         }
 
     async def answer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,6 +144,10 @@ class Administration:
         if asked is not None:
             item["broker"] = asked
         return [item]
+
+    async def _look(self, _request: dict[str, Any]) -> list[dict[str, Any]]:
+        await self._service.look()
+        return []
 
     # ---- settings ------------------------------------------------------------------------------------------------------
 

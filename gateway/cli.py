@@ -371,6 +371,43 @@ def client_passwd(name: ClientName, password_stdin: FromStdin = False, config: C
     clients.set_password(config, name, from_stdin=password_stdin)
 
 
+@_command(client_app, "token")
+def client_token(
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Argument(metavar="NAME", help="The client that the token names.", show_default=False),
+    ] = None,
+    groups: Annotated[
+        str, typer.Option("--groups", metavar="NAME,…", help="Groups it belongs to as long as the token is good.")
+    ] = "",
+    expires: Annotated[
+        str, typer.Option("--expires", metavar="TIME", help="How long the token is good: 90s, 5m, 24h, 30d.")
+    ] = "30d",
+    check: Annotated[
+        bool, typer.Option("--check", help="Read a token from standard input and say whether the gateway takes it.")
+    ] = False,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Make a token that a client sends as its password, with the key of [tokens] key_file. Or look at one.
+
+    It is shown once, alone on standard output. A token cannot be taken back: disable the client, or make another key.
+
+    For example:
+      ctxt client token room-sensor --expires 30d
+      TOKEN=$(ctxt client token panel --groups kitchen,attic)
+      ctxt client token --check < token.txt
+    """
+    from gateway.commands import tokens
+
+    if check:
+        tokens.check(config, json=json)
+    elif name is None:
+        raise typer.BadParameter("name the client that the token is for, or look at one with --check")
+    else:
+        tokens.mint(config, name, groups, expires)
+
+
 @_command(client_app, "disable")
 def client_disable(name: ClientName, config: ConfigFile = None) -> None:
     """Refuse a client until it is enabled again. Its password is kept.

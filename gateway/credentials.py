@@ -265,30 +265,46 @@ class Credentials:
         row = self._row(name)
         return None if row is None else not row[1]
 
-    def recall(self, name: str, password: bytes) -> bool:
-        """Whether `verify` has said yes to this before and still would. Costs microseconds; False says nothing."""
+    def recall(self, name: str, password: bytes) -> bytes | None:
+        """What `verify` has answered to this before and still would. Costs microseconds; None says nothing."""
         row = self._row(name)
-        return row is not None and not row[1] and self._recalls(self._token(name, row[0], password))
+        known = row is not None and not row[1] and self._recalls(self._token(name, row[0], password))
+        return self._proof(row[0]) if known and row is not None else None
 
-    def verify(self, name: str, password: bytes) -> bool:
-        """Whether an enabled client of this name has this password. An unknown name takes as long as a wrong password."""
+    def verify(self, name: str, password: bytes) -> bytes | None:
+        """A proof that an enabled client of this name has this password, or None. An unknown name takes as long as a wrong password."""
         if not 1 <= len(password) <= MAX_PASSWORD_BYTES:
-            return False
+            return None
         row = self._row(name)
         if row is None or row[1]:
             self._matches(self._nobody if row is None else row[0], password)
-            return False
+            return None
         hashed = row[0]
         token = self._token(name, hashed, password)
         if self._recalls(token):
-            return True
+            return self._proof(hashed)
         if not self._matches(hashed, password):
-            return False
+            return None
         if self._hasher.check_needs_rehash(hashed):
-            self._renew(name, hashed, password)
+            hashed = self._renew(name, hashed, password)
         else:
             self._remember(token)
-        return True
+        return self._proof(hashed)
+
+    def proof(self, name: str) -> bytes | None:
+        """What `verify` answers to the right password now; None where nobody can log in with one. Costs microseconds."""
+        row = self._row(name)
+        return None if row is None or row[1] else self._proof(row[0])
+
+    def proofs(self) -> dict[str, bytes | None]:
+        """The same of every client; None for those that are disabled."""
+        with self._translated(), self._lock:
+            rows = self._reader.execute("SELECT name, hash, disabled FROM client").fetchall()
+        return {name: None if disabled else self._proof(hashed) for name, hashed, disabled in rows}
+
+    def _proof(self, hashed: str) -> bytes:
+        """Another one for another password, even where that has the same characters."""
+        return blake2b(hashed.encode(), key=self._key, digest_size=16).digest()
 
     def _row(self, name: str) -> tuple[str, int] | None:
         if not _NAME.fullmatch(name):
@@ -306,16 +322,17 @@ class Credentials:
             except (VerificationError, InvalidHashError):
                 return False
 
-    def _renew(self, name: str, hashed: str, password: bytes) -> None:
-        """Hash again with today's parameters. The log-in is good all the same where this fails."""
+    def _renew(self, name: str, hashed: str, password: bytes) -> str:
+        """Hash again with today's parameters; the hash in use then. The log-in is good all the same where this fails."""
         with self._hashing:
             renewed = self._hasher.hash(password)
         try:
             with self._writing() as db:
                 db.execute("UPDATE client SET hash = ? WHERE name = ? AND hash = ?", (renewed, name, hashed))
         except (sqlite3.Error, OSError):
-            return
+            return hashed
         self._remember(self._token(name, renewed, password))
+        return renewed
 
     def _token(self, name: str, hashed: str, password: bytes) -> bytes:
         # Neither a name nor a hash contains NUL, so no two different triples are the same bytes.

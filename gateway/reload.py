@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gateway.catalogue import Catalogue, CatalogueError
 from gateway.data import folder
 from gateway.errors import CtxtError
+from gateway.links.link import LinkError
 from gateway.service import engine_limits, rights_of
 from gateway.settings import Settings
 
@@ -55,7 +56,7 @@ def _changed(old: Settings, new: Settings) -> list[str]:
 
 
 async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
-    """Take new settings over; what has changed. The schemas are read again in any case.
+    """Take new settings over; what has changed. Schemas, certificates and keys of tokens are read again in any case.
 
     Raises ReloadError, and nothing has changed; or AclError, where all is taken over but a broker outside may not enforce it yet.
     """
@@ -68,7 +69,8 @@ async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
     try:
         catalogue = await asyncio.to_thread(Catalogue.load, folder("schemas"), *new.schemas)
         rights = rights_of(new, catalogue)
-    except CatalogueError as error:
+        take_files = service.reread()
+    except (CatalogueError, LinkError) as error:
         raise ReloadError(f"{error}; nothing has been taken over") from error
     engine = service.engine
     bound: dict[DataObject, Namespace | None] = {}
@@ -103,6 +105,7 @@ async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
         effects.everyone = True
         effects.lost.update(client for client in listening if mine.permissions(client).lost(before[client]))
 
+    take_files()
     await service.change(act)
     logging.getLogger().setLevel(new.log.level.upper())
     return _changed(old, new)

@@ -27,12 +27,13 @@ from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.dial import Tls, Way
-from gateway.links.local import SHORT_FORM, Entrance, LocalLink
+from gateway.links.local import SHORT_FORM, Bearers, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, parent_of, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
 from gateway.store import RING_TTL, Batch, Store, StoreError
+from gateway.tokens import Rules, Tokens
 from gateway.topics import matches
 from gateway.web.errors import WebError
 from gateway.wire.packets import Property, Publish, Reason
@@ -731,6 +732,17 @@ class Service:
             await self._enforcement.concern((), hurry=True)
         return result
 
+    async def look(self) -> None:
+        """Clients were added, removed, disabled or given another password: return when the broker goes by that. Raises AclError."""
+        if self._enforcement is not None:
+            await self._enforcement.look()
+        elif isinstance(self._link, LocalLink):
+            self._link.look()
+
+    def reread(self) -> Callable[[], None]:
+        """Read certificates and keys now; what is returned takes them over. Raises LinkError. A link outside reads its own each time."""
+        return self._link.reread() if isinstance(self._link, LocalLink) else lambda: None
+
     async def ask_broker(self, client: str, action: Action, topic: str) -> bool | None:
         """What a broker outside says itself, where it can be asked."""
         return await self._enforcement.plugin.ask(client, action, topic) if self._enforcement is not None else None
@@ -1031,6 +1043,23 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
     )
 
 
+def bearers(settings: Settings) -> Bearers | None:
+    """Who may come with a token. Raises TokenKeyError."""
+    found = settings.tokens
+    if not found.on:
+        return None
+    rules = Rules(
+        issuer=found.issuer,
+        audience=found.audience,
+        client_claim=found.client_claim,
+        groups_claim=found.groups_claim,
+        leeway=found.leeway,
+        lifetime_max=found.lifetime_max,
+    )
+    tokens = Tokens(jwks=found.jwks, key_file=found.key_file, rules=rules)
+    return Bearers(tokens, any_name=found.clients == "any")
+
+
 def _web(settings: Settings) -> Web | None:
     """The web listener. Raises WebError where what it needs is not installed."""
     if settings.web.place is None:
@@ -1047,7 +1076,7 @@ def _web(settings: Settings) -> Web | None:
 def build(settings: Settings) -> Service:
     """The gateway that the settings describe, ready to be started; its store is open.
 
-    Raises CatalogueError (also where a namespace names an unknown schema), StoreError, CredentialsError or AclError.
+    Raises CatalogueError (also where a namespace names an unknown schema), StoreError, CredentialsError, TokenKeyError or AclError.
     """
     catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
     rights = rights_of(settings, catalogue)
@@ -1066,6 +1095,7 @@ def build(settings: Settings) -> Service:
             control = Control(settings.state_dir)
             ring_length = max(RING, ring_length)
         else:
+            bearing = bearers(settings)
             link = local = LocalLink(
                 entrances(settings),
                 broker_limits(settings),
@@ -1075,6 +1105,7 @@ def build(settings: Settings) -> Service:
                 version=f"ctxt-gateway {gateway.__version__}",
                 wrong_passwords=settings.broker.wrong_passwords,
                 wrong_password_pause=settings.broker.wrong_password_pause,
+                bearers=bearing,
             )
             control = Control(settings.state_dir, local.broker)
         return Service(

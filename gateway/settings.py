@@ -718,6 +718,62 @@ class MosquittoSettings(_Table):
     )
 
 
+class TokenSettings(_Table):
+    """Bearer tokens (JWT) that clients may send instead of a password. Off as long as neither file is named."""
+
+    jwks: FileOrNone = Field(
+        default=None,
+        description="File with the issuer's public keys, a JWK set: RSA, P-256, P-384, P-521 or Ed25519. Read again when it"
+        " changes.",
+        examples=["/etc/ctxt-gateway/jwks.json"],
+    )
+    key_file: FileOrNone = Field(
+        default=None,
+        description="File with a key shared with whoever makes the tokens, at least 32 bytes: HS256, with 48 bytes HS384 too,"
+        " with 64 HS512. `ctxt client token` makes tokens with it. Instead of jwks.",
+        examples=["/etc/ctxt-gateway/tokens.key"],
+    )
+    issuer: str = Field(
+        default="",
+        max_length=1024,
+        description="What a token's `iss` has to be; empty: anything, which only key_file allows.",
+    )
+    audience: str = Field(
+        default="",
+        max_length=1024,
+        description="What a token's `aud` has to be or contain; empty, which only key_file allows: tokens for somebody in"
+        " particular are refused.",
+    )
+    client_claim: str = Field(
+        default="sub", min_length=1, max_length=256, description="Member of the token with the client's name."
+    )
+    groups_claim: str = Field(
+        default="groups",
+        min_length=1,
+        max_length=256,
+        description="Member of the token with a list of groups: until it expires the client belongs to those that [groups] names.",
+    )
+    clients: Literal["known", "any"] = Field(
+        default="known",
+        description="Which clients a token may name: `known` those of `ctxt client add`, `any` whatever the issuer has signed. A"
+        " disabled client is refused either way.",
+    )
+    leeway: Seconds = Field(
+        default=5.0, ge=0, le=60, description="How far the issuer's clock and this one's may differ."
+    )
+    lifetime_max: Seconds = Field(
+        default=366 * 86400.0,
+        ge=60,
+        le=3660 * 86400,
+        description="A token that is good for longer than this from now on is refused.",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether tokens are taken."""
+        return self.jwks is not None or self.key_file is not None
+
+
 class ListenerSettings(_Table):
     """One more place where clients connect to the broker inside, with rules of its own."""
 
@@ -976,6 +1032,7 @@ class Settings(BaseSettings):
     link: LinkSettings = Field(default_factory=LinkSettings)
     acl: AclSettings = Field(default_factory=AclSettings)
     mosquitto: MosquittoSettings = Field(default_factory=MosquittoSettings)
+    tokens: TokenSettings = Field(default_factory=TokenSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     authority: AuthoritySettings = Field(default_factory=AuthoritySettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
@@ -1095,9 +1152,11 @@ def _read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
         raw["state_dir"] = _anchored(raw["state_dir"], folder)
     if isinstance(raw.get("schemas"), list):
         raw["schemas"] = [_anchored(item, folder) if isinstance(item, str) else item for item in raw["schemas"]]
-    for _, table in _raw_tables(raw, "listener"):
-        for key in ("certificate", "key", "ca"):
-            if isinstance(table.get(key), str):
+    files: list[tuple[Any, tuple[str, ...]]] = [(raw.get("tokens"), ("jwks", "key_file"))]
+    files += ((table, ("certificate", "key", "ca")) for _, table in _raw_tables(raw, "listener"))
+    for table, keys in files:
+        for key in keys:
+            if isinstance(table, dict) and isinstance(table.get(key), str):
                 table[key] = _anchored(table[key], folder)
     return raw
 
@@ -1355,6 +1414,7 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
         )
     yield from _listener_conflicts(raw)
     yield from _link_conflicts(raw)
+    yield from _token_conflicts(raw)
     timing = raw.get("timing", {})
     if isinstance(timing, dict):
         defaults = TimingSettings()
@@ -1385,6 +1445,35 @@ def _link_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
         for key in ("ca", "certificate", "key", "server_name"):
             if link.get(key) not in (None, ""):
                 yield Problem(f"link.{key}", f"{where.scheme}:// speaks no TLS: remove it, or use mqtts:// or wss://")
+
+
+def _token_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """What `[tokens]` cannot be."""
+    tokens, broker = raw.get("tokens", {}), raw.get("broker", {})
+    if not isinstance(tokens, dict):
+        return
+    if tokens.get("jwks") is not None and tokens.get("key_file") is not None:
+        yield Problem(
+            "tokens.key_file", "there is tokens.jwks too: tokens are checked with the one or the other, remove one"
+        )
+    if tokens.get("jwks") is not None:
+        # Who issues tokens for many would else let in whoever holds one of them (RFC 8725 section 3.9).
+        for key in ("issuer", "audience"):
+            if not tokens.get(key):
+                yield Problem(
+                    f"tokens.{key}", "is missing: with public keys, the issuer's tokens for others are to be refused"
+                )
+    elif tokens.get("key_file") is None and any(
+        value != getattr(TokenSettings(), key, value)
+        for key, value in tokens.items()
+        if key not in ("leeway", "lifetime_max")
+    ):
+        yield Problem("tokens", "has no effect without jwks or key_file: name one of them")
+    url = broker.get("url", "") if isinstance(broker, dict) else ""
+    if (tokens.get("jwks") or tokens.get("key_file")) and isinstance(url, str) and _outside(url):
+        yield Problem(
+            "tokens", "clients log in to a broker outside, which has to check tokens itself: remove the section"
+        )
 
 
 def _listener_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:

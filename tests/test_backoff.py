@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway import backoff
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.backoff import Backoff
-from gateway.broker.house import Limits, Peer, Refusal
+from gateway.broker.house import Limits, Login, Peer, Refusal
 from gateway.broker.listeners import Listener
 from gateway.credentials import Credentials
 from gateway.links.local import Entrance, LocalLink
@@ -142,7 +142,7 @@ class Counting(Credentials):
 
     hashed = 0
 
-    def verify(self, name: str, password: bytes) -> bool:
+    def verify(self, name: str, password: bytes) -> bytes | None:
         self.hashed += 1
         return super().verify(name, password)
 
@@ -265,7 +265,9 @@ def test_an_ipv6_network_is_one_address(tmp_path: Path) -> None:
             assert await link.authenticate("alice", b"wrong", peer) is None
         answer = await link.authenticate("alice", PASSWORD.encode(), peer._replace(address="2001:db8::ff"))
         assert isinstance(answer, Refusal)
-        assert await link.authenticate("alice", PASSWORD.encode(), peer._replace(address="2001:db9::1")) == "alice"
+        answer = await link.authenticate("alice", PASSWORD.encode(), peer._replace(address="2001:db9::1"))
+        assert isinstance(answer, Login)
+        assert answer.client == "alice"
         await link.stop()
         credentials.close()
 

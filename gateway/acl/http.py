@@ -269,13 +269,13 @@ class HttpAcl:
             return False
         self._queue += 1
         try:
-            good = await asyncio.get_running_loop().run_in_executor(
+            proof = await asyncio.get_running_loop().run_in_executor(
                 self._hashing, self._credentials.verify, name, secret
             )
         finally:
             self._queue -= 1
-        (self._backoff.passed if good else self._backoff.failed)(address, name)
-        return self._logged_in(name, good=good)
+        (self._backoff.passed if proof else self._backoff.failed)(address, name)
+        return self._logged_in(name, good=proof is not None)
 
     def _logged_in(self, name: str, *, good: bool = True) -> bool:
         if good:

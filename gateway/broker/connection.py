@@ -29,6 +29,7 @@ from gateway.wire.packets import (
 )
 
 if TYPE_CHECKING:
+    from gateway.broker.house import Login
     from gateway.broker.server import Broker
     from gateway.broker.session import Session
     from gateway.wire.packets import Packet
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
         "heard",
         "heard_at",
         "keep_alive",
+        "login",
         "out",
         "peer",
         "pending",
@@ -92,6 +94,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport = None  # type: ignore[assignment] # set before anything else happens
         self.peer = Peer("", 0, loopback=False, listener=listener)
         self.session: Session | None = None
+        self.login: Login | None = None
         self.task: asyncio.Task[None] | None = None
         self.out: list[bytes] = []
         self.pending = 0

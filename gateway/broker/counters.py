@@ -151,6 +151,12 @@ def families(broker: Broker) -> Iterator[Family]:
         "bound",
         {"connections": found.refused_connections, "address": found.refused_per_address},
     )
+    yield gauges(
+        "ctxt_certificate_expiry_seconds",
+        "Until when the certificate of a listener is good, in Unix seconds.",
+        "listener",
+        broker.certificate_ends(),
+    )
     yield counters(
         "ctxt_broker_handshakes_failed_total",
         "Handshakes that came to nothing.",

@@ -22,6 +22,20 @@ class Peer(NamedTuple):
     tls_name: str | None = None
 
 
+class Login(NamedTuple):
+    """Who a client is, and what its connection rests on."""
+
+    client: str
+    way: str = "password"
+    """How it said who it is: `password`, `certificate`, `token`, or `none`."""
+    until: float = 0.0
+    """Unix seconds at which the connection ends; 0: it does not end by itself."""
+    proof: bytes | None = None
+    """The house's own note: what has to stay as it is for the connection to stay."""
+    unlisted: bool = False
+    """Whether it holds for a client that the house has no list of."""
+
+
 class Refusal(NamedTuple):
     """Why a client is refused, in the words of the protocol: a reason code of 0x80 or more, and a sentence."""
 
@@ -77,8 +91,13 @@ class House(Protocol):
     def generation(self) -> int:
         """Grows whenever an answer of may_… could have become different: what was remembered under an older one is void."""
 
-    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | Refusal | None:
-        """The client's name; None = refused for name or password; or another reason. Whoever comes without a name is judged here too."""
+    async def authenticate(
+        self, username: str | None, password: bytes | None, peer: Peer
+    ) -> Login | str | Refusal | None:
+        """Who the client is (a name alone: for good); None = refused for name or password; or another reason.
+
+        Whoever comes without a name is judged here too. Nothing that ends a log-in may happen unseen between this answer and `online`.
+        """
 
     def may_publish(self, client: str, topic: str, /) -> bool:
         """Asked at each PUBLISH on a topic not asked about before, and when a will fires."""

@@ -9,16 +9,20 @@ import os
 import socket
 import ssl
 import stat
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gateway.broker.connection import LINGER, Connection
+from gateway.broker.validity import Validity, validity
 from gateway.broker.websocket import WebSocket
 from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from gateway.broker.server import Broker
 
@@ -28,6 +32,10 @@ BACKLOG = 1_024
 ACCEPTED_AT_ONCE = 64
 """Connections accepted before everything else has its turn again."""
 
+WARN = 14 * 86_400.0
+"""Seconds before the end of a certificate from which on the log warns of it."""
+
+DAY = 86_400.0
 _log = logging.getLogger("gateway.listeners")
 
 
@@ -70,6 +78,13 @@ class TlsFiles:
             return f"certificate {file} with key {self.key}"
         return f"{'certificate' if file == self.certificate else 'authority'} {file}"
 
+    def validity(self) -> Validity | None:
+        """From when until when the certificate is good, where that can be read."""
+        try:
+            return validity(self.certificate.read_bytes())
+        except OSError:
+            return None
+
     def stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
         """What changes when one of the files does."""
         return tuple(_stamp(file) for file in (self.certificate, self.key, self.ca) if file is not None)
@@ -95,26 +110,69 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 class Certificates:
     """The TLS context of one listener, made anew when its files change. Established connections keep theirs."""
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsFiles, wall: Callable[[], float] = time.time) -> None:
         """Raises ListenError."""
         self._files = files
-        self._tried = self._seen = files.stamps()
+        self._wall = wall
+        self._used = self._tried = self._seen = files.stamps()
+        self._warned = 0.0
         self.context = files.context()
+        self._validity = files.validity()
+        self._warn()
+
+    @property
+    def expires(self) -> float | None:
+        """Unix seconds; None where that cannot be read."""
+        return None if self._validity is None else self._validity.ends
 
     def look(self) -> None:
         """Take new files when they have stopped changing since the last look. Broken ones are told in the log, once."""
         stamps = self._files.stamps()
         settled = stamps == self._seen
         self._seen = stamps
-        if stamps == self._tried or not settled:
-            return
-        self._tried = stamps
-        try:
-            self.context = self._files.context()
-        except ListenError as error:
-            _log.warning("%s; the certificate loaded before stays in use: put the files right", error)
-        else:
+        if stamps != self._tried and settled:
+            self._tried = stamps
+            try:
+                self._made()()
+            except ListenError as error:
+                _log.warning("%s; the certificate loaded before stays in use: put the files right", error)
+        self._warn()
+
+    def reread(self) -> Callable[[], None]:
+        """Read the files now, where they are not those in use; what is returned takes them over. Raises ListenError."""
+        return (lambda: None) if self._files.stamps() == self._used else self._made()
+
+    def _made(self) -> Callable[[], None]:
+        stamps = self._files.stamps()
+        context, found = self._files.context(), self._files.validity()
+        if found is not None and found.ends <= self._wall():
+            raise ListenError(f"the certificate {self._files.certificate} is over since {_date(found.ends)}")
+
+        def take() -> None:
+            self.context, self._validity = context, found
+            self._used = self._tried = self._seen = stamps
+            self._warned = 0.0
             _log.info("certificate %s: loaded anew, new connections get it", self._files.certificate)
+
+        return take
+
+    def _warn(self) -> None:
+        """Once a day, in the last days."""
+        now, expires = self._wall(), self.expires
+        if expires is None or expires - now >= WARN or now - self._warned < DAY:
+            return
+        self._warned = now
+        file = self._files.certificate
+        if expires <= now:
+            _log.warning("the certificate %s is over since %s: clients refuse it; renew it", file, _date(expires))
+        else:
+            _log.warning(
+                "the certificate %s ends on %s, in %d h: renew it", file, _date(expires), (expires - now) // 3600
+            )
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +321,9 @@ class Opened:
 
 async def open_listener(broker: Broker, listener: Listener) -> Opened:
     """Raises ListenError for files that cannot be used, OSError for an address."""
-    opened = Opened(broker, listener, None if listener.tls is None else Certificates(listener.tls))
+    opened = Opened(
+        broker, listener, None if listener.tls is None else Certificates(listener.tls, lambda: broker.wall())
+    )
     await opened.open()
     return opened
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gateway.broker import statistics
 from gateway.broker.connection import HOUSE, WINDOW, Connection
 from gateway.broker.counters import Counters
-from gateway.broker.house import Refusal
+from gateway.broker.house import Login, Refusal
 from gateway.broker.journal import FORWARD, Journal, Record
 from gateway.broker.listeners import Listener, Opened, address_group, open_listener
 from gateway.broker.retained import Kept, Retained
@@ -29,7 +29,7 @@ from gateway.wire.packets import Connack, Property, Publish, Reason, Suback, Uns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from gateway.broker.house import House, Limits, Peer
+    from gateway.broker.house import House, Limits
     from gateway.broker.session import Found
     from gateway.broker.subscriptions import Share
     from gateway.broker.websocket import WebSocket
@@ -76,7 +76,9 @@ class Broker:
         version: str = "",
         keep_sessions: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        self.wall = wall
         self.house = house
         self.limits = limits
         self.version = version
@@ -96,6 +98,7 @@ class Broker:
         self._stopping = False
         self._opened: list[Opened] = []
         self._connections: set[Connection] = set()
+        self._ending: dict[Connection, float] = {}
         self.guests: set[WebSocket] = set()
         self._sockets = 0
         self._addresses: dict[str, int] = {}
@@ -198,6 +201,7 @@ class Broker:
     def disconnected(self, connection: Connection) -> None:
         """A socket has closed."""
         self._connections.discard(connection)
+        self._ending.pop(connection, None)
         self.throttled.discard(connection)
         address, connection.entered = connection.entered, None
         if address is not None:
@@ -212,13 +216,21 @@ class Broker:
         """Names of the clients that are connected."""
         return set(self._clients)
 
-    def disconnect(self, client: str, reason: int, *, keep: Callable[[Peer], bool] | None = None) -> int:
-        """Disconnect the connections of a client, all or those that are not to be kept; how many they were."""
+    def disconnect(
+        self,
+        client: str,
+        reason: int,
+        text: str | None = None,
+        *,
+        keep: Callable[[Login], bool] | None = None,
+    ) -> int:
+        """Disconnect the connections of a client, all or those whose log-ins are not to be kept; how many they were."""
         count = 0
         for session in list(self._clients.get(client, ())):
             connection = session.connection
-            if connection is not None and (keep is None or not keep(connection.peer)):
-                connection.end(reason)
+            login = None if connection is None else connection.login
+            if connection is not None and (keep is None or login is None or not keep(login)):
+                connection.end(reason, text)
                 count += 1
         return count
 
@@ -229,6 +241,21 @@ class Broker:
         """
         connections = [session.connection for session in self._clients.get(client, ())]
         return sum(connection.withhold() for connection in connections if connection is not None)
+
+    def reread_certificates(self) -> Callable[[], None]:
+        """Read the listeners' certificates now; what is returned takes them over, for new connections. Raises ListenError."""
+        taken = [opened.certificates.reread() for opened in self._opened if opened.certificates is not None]
+
+        def take() -> None:
+            for each in taken:
+                each()
+
+        return take
+
+    def certificate_ends(self) -> dict[str, float]:
+        """Of each listener with TLS until when its certificate is good, Unix seconds."""
+        found = ((opened.listener.name, opened.certificates) for opened in self._opened)
+        return {name: own.expires for name, own in found if own is not None and own.expires is not None}
 
     def pause(self) -> None:
         """Stop reading from all clients: the house has enough to do."""
@@ -569,16 +596,16 @@ class Broker:
             if refusal is not None:
                 connection.reject(refusal, level)
                 return
-            client = await self.house.authenticate(connect.username, connect.password, connection.peer)
+            login = await self.house.authenticate(connect.username, connect.password, connection.peer)
             if connection.ended:
                 return
-            if client is None:
+            if login is None:
                 connection.reject(Reason.BAD_USER_NAME_OR_PASSWORD, level)
                 return
-            if isinstance(client, Refusal):
-                connection.reject(client.reason, level, client.text)
+            if isinstance(login, Refusal):
+                connection.reject(login.reason, level, login.text)
                 return
-            self._enter(connection, connect, client)
+            self._enter(connection, connect, login if isinstance(login, Login) else Login(login))
         finally:
             if connection.task is not None and not connection.ended:
                 connection.end(Reason.UNSPECIFIED_ERROR)
@@ -598,8 +625,9 @@ class Broker:
             return Reason.TOPIC_NAME_INVALID
         return None
 
-    def _enter(self, connection: Connection, connect: Connect, client: str) -> None:
+    def _enter(self, connection: Connection, connect: Connect, login: Login) -> None:
         """Find or make the session, answer, and read on."""
+        client = login.client
         limits = self.limits
         level = connect.level
         asked = connect.properties or {}
@@ -658,6 +686,9 @@ class Broker:
             elif session.record is None:
                 journal.begin(session)
         connection.session = session
+        connection.login = login
+        if login.until:
+            self._ending[connection] = login.until
         session.connection = connection
         session.out = connection.out
         session.refresh()
@@ -972,6 +1003,7 @@ class Broker:
     def look(self, now: float) -> None:
         """Close who has been silent too long: before CONNECT, beyond its keep-alive [MQTT-3.1.2-22], or after its end.
 
+        Whose log-in is over is disconnected: its session waits for the next one.
         And let the wills go whose delay is over, and renew `$SYS/broker/…`.
         """
         if self.limits.sys_interval and now - self._told >= self.limits.sys_interval:
@@ -981,6 +1013,11 @@ class Broker:
                     self.publish(topic, payload, qos=0, retain=True)
         for session in [session for session, (due, _) in self._wills.items() if due <= now]:
             self._fire(session, self._wills.pop(session)[1])
+        if self._ending:
+            wall = self.wall()
+            for connection in [connection for connection, until in self._ending.items() if until <= wall]:
+                del self._ending[connection]
+                connection.end(Reason.NOT_AUTHORIZED, "the log-in has expired: connect with another token")
         late = []
         for connection in self._connections:
             if connection.heard and connection.session is not None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from gateway import control
 from gateway.acl.plugin import AclError, keeps
 from gateway.commands import config
-from gateway.commands.outcome import CommandError, Exit
+from gateway.commands.outcome import CommandError, Exit, exit_of_code
 from gateway.commands.terminal import out, read_stdin, show_table, table, write_json, write_note
 from gateway.credentials import (
     Client,
@@ -73,26 +74,41 @@ def _tell(done: str, password: str, *, made: bool) -> None:
         write_note(done)
 
 
+def _hold(given: Path | None) -> None:
+    """Return when a gateway that runs goes by the change. Raises CommandError where its broker may not."""
+    try:
+        control.ask(config.load(given).state_dir, {"do": "look"}, patience=control.LONGEST_WORK + 1)
+    except control.NotRunningError:
+        return
+    except control.ControlError as error:
+        if error.code is not None:
+            raise CommandError(exit_of_code(error.code), str(error)) from error
+        write_note(f"it holds within a second or two; it cannot be said when: {error}")
+
+
 def add(given: Path | None, name: str, *, from_stdin: bool) -> None:
     """Let a new client connect."""
     with _credentials(given) as credentials:
         password, made = _password(name, from_stdin=from_stdin)
         credentials.add(name, password)
     _tell(f"client {name} added", password, made=made)
+    _hold(given)
 
 
 def set_password(given: Path | None, name: str, *, from_stdin: bool) -> None:
-    """Give a client another password."""
+    """Give a client another password; who is connected by the old one is disconnected."""
     with _credentials(given) as credentials:
         password, made = _password(name, from_stdin=from_stdin)
         credentials.set_password(name, password)
     _tell(f"client {name} has another password", password, made=made)
+    _hold(given)
 
 
 def remove(given: Path | None, name: str) -> None:
     """Forget a client; a connected one is disconnected."""
     with _credentials(given) as credentials:
         credentials.remove(name)
+    _hold(given)
     write_note(f"client {name} removed; its objects stay, and nobody reports them")
 
 
@@ -103,6 +119,7 @@ def set_disabled(given: Path | None, name: str, *, disabled: bool) -> None:
             credentials.disable(name)
         else:
             credentials.enable(name)
+    _hold(given)
     write_note(f"client {name} {'may no longer connect' if disabled else 'may connect again'}")
 
 

@@ -28,6 +28,7 @@ from gateway.links.link import LinkError, TakenOverError
 from gateway.service import Service, build
 from gateway.settings import load, warnings
 from gateway.store import StoreError
+from gateway.tokens import TokenKeyError
 from gateway.web.errors import WebError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def built(settings: Settings) -> Service:
     """The gateway, not yet started. Raises CommandError: 78 for schemas, settings and ACL plugins, 74 for the state folder."""
     try:
         return build(settings)
-    except (CatalogueError, AclError) as error:
+    except (CatalogueError, AclError, TokenKeyError) as error:
         raise CommandError(Exit.CONFIG, str(error)) from error
     except (StoreError, CredentialsError, WebError) as error:
         raise CommandError(Exit.IO, str(error)) from error

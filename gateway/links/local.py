@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.backoff import Backoff
 from gateway.broker import counters
-from gateway.broker.house import Refusal
+from gateway.broker.house import Login, Refusal
 from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
 from gateway.credentials import ClientNameError, check_name
 from gateway.links.link import LinkError
 from gateway.rights import ANONYMOUS, STATISTICS
+from gateway.tokens import TokenError, TokenKeyError, claimed, looks_like_token
 from gateway.wire.packets import Reason
 
 if TYPE_CHECKING:
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
     from gateway.counts import Family
     from gateway.credentials import Credentials
     from gateway.links.link import Receiver
+    from gateway.tokens import Tokens
     from gateway.wire.packets import Publish
 
 POLL = 1.0
-"""Seconds between two looks for clients that were removed or disabled while connected."""
+"""Seconds between two looks for clients that were removed, disabled or given another password while connected."""
 
 SHORT_FORM = "broker.url"
 """The name of the listener that `[broker] url` stands for."""
@@ -44,6 +47,8 @@ OWNED = ("report", "request", "presence")
 REMADE = ("snapshot", "delta", "value", "gateway")
 """The verbs whose messages are made anew after a restart, under a new epoch: those of the old one are of no use then."""
 
+_log = logging.getLogger("gateway.links")
+
 
 class Entrance(NamedTuple):
     """A listener and who may come in there. `anonymous` admits clients without a name, where they are on this machine.
@@ -54,6 +59,13 @@ class Entrance(NamedTuple):
     listener: Listener
     anonymous: bool = False
     named: bool = False
+    any_name: bool = False
+
+
+class Bearers(NamedTuple):
+    """Who comes with a token. `any_name`: also clients that `clients.db` has not."""
+
+    tokens: Tokens
     any_name: bool = False
 
 
@@ -75,6 +87,7 @@ class LocalLink:
         wrong_passwords: int = 10,
         wrong_password_pause: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        bearers: Bearers | None = None,
     ) -> None:
         """`wrong_passwords` a minute from one address for one client; then pauses of up to `wrong_password_pause` seconds."""
         self._entrances = {entrance.listener.name: entrance for entrance in entrances}
@@ -85,6 +98,9 @@ class LocalLink:
         self._remade = (*(f"{head}{verb}/" for verb in REMADE), STATISTICS)
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="passwords")
         self._turn = asyncio.Semaphore(1)
+        self._bearers = bearers
+        # Signatures are checked quickly: they do not wait behind passwords.
+        self._checking = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._backoff = Backoff(wrong_passwords, wrong_password_pause, clock)
         self._receiver: Receiver | None = None
         self._poll: asyncio.TimerHandle | None = None
@@ -145,6 +161,22 @@ class LocalLink:
             self._poll.cancel()
         await self.broker.stop()
         self._hashing.shutdown(wait=False)
+        self._checking.shutdown(wait=False)
+
+    def reread(self) -> Callable[[], None]:
+        """Read certificates and keys of tokens now; what is returned takes them over. Raises LinkError where one cannot be used."""
+        try:
+            certificates = self.broker.reread_certificates()
+            keys = None if self._bearers is None else self._bearers.tokens.reread()
+        except (ListenError, TokenKeyError) as error:
+            raise LinkError(str(error)) from error
+
+        def take() -> None:
+            certificates()
+            if keys is not None:
+                keys()
+
+        return take
 
     def families(self) -> Iterator[Family]:
         """What the broker inside counts."""
@@ -162,13 +194,15 @@ class LocalLink:
         """Grows whenever an earlier answer of may_… could have become different."""
         return self._acl.generation
 
-    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> str | Refusal | None:
-        """The client's name, or why not. Hashing happens in a thread; one password at a time, so that it costs one core."""
+    async def authenticate(self, username: str | None, password: bytes | None, peer: Peer) -> Login | Refusal | None:
+        """Who the client is, or why not. Hashing happens in a thread; one password at a time, so that it costs one core."""
         entrance = self._entrances[peer.listener]
         if entrance.named and peer.tls_name is not None:
             return self._certified(peer.tls_name, username, any_name=entrance.any_name)
+        if self._bearers is not None and password is not None and looks_like_token(password):
+            return await self._bear(self._bearers, username, password, address_group(peer.address))
         if username is None:
-            return ANONYMOUS if entrance.anonymous and peer.loopback else None
+            return Login(ANONYMOUS, "none") if entrance.anonymous and peer.loopback else None
         if password is None:
             return None
         address = address_group(peer.address)
@@ -176,21 +210,53 @@ class LocalLink:
         refusal = self._unheard(address, counted)
         if refusal is not None:
             return refusal
-        if self._credentials.recall(username, password):
+        proof = self._credentials.recall(username, password)
+        if proof is not None:
             self._backoff.passed(address, counted)
-            return username
+            return Login(username, proof=proof)
         loop = asyncio.get_running_loop()
         async with self._turn:
             # Those who have waited beside this one may have been wrong: what they were told holds for it too.
             refusal = self._unheard(address, counted)
             if refusal is not None:
                 return refusal
-            good = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
-            if good:
-                self._backoff.passed(address, counted)
-                return username
+            proof = await loop.run_in_executor(self._hashing, self._credentials.verify, username, password)
+            if proof is None:
+                self._backoff.failed(address, counted)
+                return None
+        # Another password may have been set, or the client disabled, meanwhile: `look` has not seen this connection.
+        if self._credentials.proof(username) != proof:
+            return None
+        self._backoff.passed(address, counted)
+        return Login(username, proof=proof)
+
+    async def _bear(self, bearers: Bearers, username: str | None, token: bytes, address: str) -> Login | Refusal | None:
+        """Whom a token names, if the user name is the same or none. A wrong one counts as a wrong password does."""
+        tokens = bearers.tokens
+        # Who gives no name is counted by the one that it claims: others at its address are not to suffer.
+        counted = (username or claimed(token, tokens.rules.client_claim))[:LONGEST_NAME]
+        refusal = self._unheard(address, counted)
+        if refusal is not None:
+            return refusal
+        try:
+            if tokens.slow:
+                loop = asyncio.get_running_loop()
+                identity = await loop.run_in_executor(self._checking, tokens.check, token)
+            else:
+                identity = tokens.check(token)
+            if username and username != identity.client:
+                raise TokenError("the token names another client than the user name")
+            known = self._credentials.admitted(identity.client)
+            if not known and not (known is None and bearers.any_name):
+                raise TokenError("the token names a client that is not known here, or disabled")
+        except TokenError as error:
             self._backoff.failed(address, counted)
-        return None
+            _log.debug("a client from %s is refused: %s", address or "a Unix socket", error)
+            return Refusal(Reason.BAD_USER_NAME_OR_PASSWORD, str(error))
+        self._backoff.passed(address, counted)
+        if identity.groups:
+            self._acl.join(identity.client, identity.groups, identity.expires)
+        return Login(identity.client, "token", identity.expires, unlisted=bearers.any_name)
 
     def _unheard(self, address: str, name: str) -> Refusal | None:
         """Whether a password is not even looked at now."""
@@ -200,7 +266,7 @@ class LocalLink:
         text = f"too many wrong passwords: put the password right and try again in {ceil(pause)} s"
         return Refusal(Reason.CONNECTION_RATE_EXCEEDED, text)
 
-    def _certified(self, name: str, username: str | None, *, any_name: bool) -> str | None:
+    def _certified(self, name: str, username: str | None, *, any_name: bool) -> Login | None:
         """The name in a verified certificate, if a client can have it and does not ask for another one beside it."""
         if username not in (None, name):
             return None
@@ -209,7 +275,8 @@ class LocalLink:
         except ClientNameError:
             return None
         admitted = self._credentials.admitted(name)
-        return name if admitted or (admitted is None and any_name) else None
+        good = admitted or (admitted is None and any_name)
+        return Login(name, "certificate", unlisted=any_name) if good else None
 
     def owns(self, topic: str) -> bool:
         """Whether the gateway itself listens to this topic."""
@@ -230,19 +297,30 @@ class LocalLink:
             self._receiver.lost(session.client)
 
     def _watch(self) -> None:
-        """Disconnect clients that are no longer admitted; a look at the file costs nothing when it has not changed."""
+        """Look at the clients and at the keys of tokens; that costs nothing where neither has changed."""
         self._poll = asyncio.get_running_loop().call_later(POLL, self._watch)
-        if not self._credentials.changed():
-            return
-        known = {client.name: not client.disabled for client in self._credentials.names()}
-        for client in self.broker.clients():
-            if client != ANONYMOUS and not known.get(client):
-                self.broker.disconnect(client, Reason.NOT_AUTHORIZED, keep=None if client in known else self._certifies)
+        if self._bearers is not None:
+            self._bearers.tokens.look()
+        if self._credentials.changed():
+            self.look()
 
-    def _certifies(self, peer: Peer) -> bool:
-        """Whether a connection needs no client of its name: its certificate suffices."""
-        entrance = self._entrances[peer.listener]
-        return entrance.named and entrance.any_name and peer.tls_name is not None
+    def look(self) -> None:
+        """Clients were removed, disabled, or given another password: disconnect who has come in by what no longer holds."""
+        known = self._credentials.proofs()
+        for client in self.broker.clients() - {ANONYMOUS}:
+            if client not in known:
+                self.broker.disconnect(client, Reason.NOT_AUTHORIZED, keep=lambda login: login.unlisted)
+                continue
+            proof = known[client]
+            if proof is None:
+                self.broker.disconnect(client, Reason.NOT_AUTHORIZED)
+                continue
+            self.broker.disconnect(
+                client,
+                Reason.NOT_AUTHORIZED,
+                "the password was changed: connect with the new one",
+                keep=lambda login, proof=proof: login.way != "password" or login.proof == proof,  # type: ignore[misc]
+            )
 
     receive: Callable[[list[Publish]], None]
     retained: Callable[[str], Iterator[tuple[str, bytes, int]]]
