@@ -27,13 +27,13 @@ from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
 from gateway.engine import Effects, Engine, Limits, Refused, Reply
 from gateway.links.dial import Tls, Way
-from gateway.links.local import SHORT_FORM, Bearers, Entrance, LocalLink
+from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, parent_of, url_of
 from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
 from gateway.store import RING_TTL, Batch, Store, StoreError
-from gateway.tokens import Rules, Tokens
+from gateway.tokens import Bearers, Rules, Tokens
 from gateway.topics import matches
 from gateway.web.errors import WebError
 from gateway.wire.packets import Property, Publish, Reason
@@ -1090,12 +1090,12 @@ def build(settings: Settings) -> Service:
             link = beside = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             if settings.acl.plugin != NONE:
                 credentials = Credentials(settings.state_dir / "clients.db")
-                plugin = make(settings.acl.plugin, Context(settings, rights, credentials, beside.echo, web))
+                context = Context(settings, rights, credentials, beside.echo, bearers(settings), web)
+                plugin = make(settings.acl.plugin, context)
                 enforcement = Enforcement(plugin, rights, credentials)
             control = Control(settings.state_dir)
             ring_length = max(RING, ring_length)
         else:
-            bearing = bearers(settings)
             link = local = LocalLink(
                 entrances(settings),
                 broker_limits(settings),
@@ -1105,7 +1105,7 @@ def build(settings: Settings) -> Service:
                 version=f"ctxt-gateway {gateway.__version__}",
                 wrong_passwords=settings.broker.wrong_passwords,
                 wrong_password_pause=settings.broker.wrong_password_pause,
-                bearers=bearing,
+                bearers=bearers(settings),
             )
             control = Control(settings.state_dir, local.broker)
         return Service(

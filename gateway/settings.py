@@ -1470,9 +1470,18 @@ def _token_conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         yield Problem("tokens", "has no effect without jwks or key_file: name one of them")
     url = broker.get("url", "") if isinstance(broker, dict) else ""
-    if (tokens.get("jwks") or tokens.get("key_file")) and isinstance(url, str) and _outside(url):
+    acl = raw.get("acl", {})
+    plugin = acl.get("plugin", "none") if isinstance(acl, dict) else "none"
+    if (
+        (tokens.get("jwks") or tokens.get("key_file"))
+        and isinstance(url, str)
+        and _outside(url)
+        and plugin in ("none", "mosquitto", "nats")
+    ):
         yield Problem(
-            "tokens", "clients log in to a broker outside, which has to check tokens itself: remove the section"
+            "tokens",
+            "clients log in to a broker outside, and that does not ask the gateway about tokens: remove the section, or see"
+            ' acl.plugin = "http"',
         )
 
 

@@ -5,12 +5,14 @@ Which algorithms are good follows from the keys, never from what a token says of
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import os
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -314,6 +316,36 @@ class Tokens:
             claims["aud"] = rules.audience
         self._judge(claims)
         return PyJWS(list(key.algorithms)).encode(orjson.dumps(claims), key.material, key.algorithms[0])
+
+
+class Bearers:
+    """Who comes with a token. `any_name`: also clients that `clients.db` has not."""
+
+    def __init__(self, tokens: Tokens, *, any_name: bool = False) -> None:
+        self.tokens = tokens
+        self.any_name = any_name
+        # Signatures are checked quickly: they do not wait behind passwords.
+        self._checking = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+
+    async def identify(self, username: str | None, token: bytes, admitted: Callable[[str], bool | None]) -> Identity:
+        """Whom a token names, if the user name is the same or none. Raises TokenError.
+
+        `admitted`: `Credentials.admitted`.
+        """
+        if self.tokens.slow:
+            identity = await asyncio.get_running_loop().run_in_executor(self._checking, self.tokens.check, token)
+        else:
+            identity = self.tokens.check(token)
+        if username and username != identity.client:
+            raise TokenError("the token names another client than the user name")
+        known = admitted(identity.client)
+        if not known and not (known is None and self.any_name):
+            raise TokenError("the token names a client that is not known here, or disabled")
+        return identity
+
+    def close(self) -> None:
+        """Check nothing more."""
+        self._checking.shutdown(wait=False)
 
 
 def _object(content: bytes, *, encoded: bool = True) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from gateway.links.remote import Remote, RemoteLink
 from gateway.objects import Objects
 from gateway.rights import Rights
 from gateway.settings import load
+from gateway.web.server import Web
 from tests.inside import Client, Inside, clients, inside
 from tests.test_control import answer, ctxt
 
@@ -59,7 +60,7 @@ def of_plugins(folder: Path) -> Iterator[Family]:
     settings = load(None, {"CTXT_STATE_DIR": str(folder), "CTXT_LINK__USERNAME": "gateway"})
     rights = Rights((), (), Objects())
     with closing(Credentials(folder / "plugins.db")) as credentials:
-        context = Context(settings, rights, credentials)
+        context = Context(settings, rights, credentials, web=Web("127.0.0.1", 0))
         seen: set[str] = set()
         for name in BUILT_IN:
             for family in Enforcement(make(name, context), rights, credentials).families():

@@ -25,12 +25,13 @@ from gateway.acl.embedded import EmbeddedAcl
 from gateway.broker.house import Limits
 from gateway.broker.listeners import Listener
 from gateway.credentials import Credentials
-from gateway.links.local import Bearers, Entrance, LocalLink
+from gateway.links.local import Entrance, LocalLink
 from gateway.objects import Objects
 from gateway.rights import Clients, Rights, TopicRule
 from gateway.settings import SettingsError, load
 from gateway.tokens import (
     MAX_TOKEN_BYTES,
+    Bearers,
     Identity,
     Rules,
     TokenError,

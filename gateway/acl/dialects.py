@@ -6,6 +6,7 @@ mosquitto-go-auth 2, "HTTP". A broker that asks only at SUBSCRIBE is told yes wh
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
@@ -194,46 +195,51 @@ def filter_of(key: str) -> str:
 
 _VERNE_OK = Answer(200, JSON, b'{"result":"ok"}', allowed=True)
 _VERNE_DENY = Answer(200, JSON, b'{"result":{"error":"not_allowed"}}')
-_VERNE_DENY_5 = Answer(200, JSON, b'{"result":{"error":{"reason_code":"not_authorized"}}}')
+_VERNE_REFUSED, _VERNE_REFUSED_5 = 128, 135
+"""What a refused filter gets in the SUBACK of MQTT 3.1.1 and of MQTT 5."""
+_VERNE_ODD = re.compile(r'["\\\x00-\x1f]')
+"""What a client id may not have: VerneMQ puts it into a query of its own, unescaped, when somebody is to be disconnected."""
 
 
 async def _verne(judge: Judge, fields: Mapping[str, Any], hook: str) -> Answer:
-    what, five = hook.removesuffix("_m5"), hook.endswith("_m5")
-    no = _VERNE_DENY_5 if five else _VERNE_DENY
+    what = hook.removesuffix("_m5")
     if _text(fields, "mountpoint", ""):
         raise QuestionError("mountpoints are not known here")
     name = _text(fields, "username")
     if what == "auth_on_register":
-        admitted = await judge.login(
-            name,
-            _text(fields, "password", ""),
-            _text(fields, "client_id", ""),
-            address=_text(fields, "peer_addr", ""),
-            certificate="",
-        )
-        return _VERNE_OK if admitted else no
+        client_id = _text(fields, "client_id", "")
+        if _VERNE_ODD.search(client_id):
+            return _VERNE_DENY
+        address, password = _text(fields, "peer_addr", ""), _text(fields, "password", "")
+        admitted = await judge.login(name, password, client_id, address=address, certificate="")
+        return _VERNE_OK if admitted else _VERNE_DENY
     if what == "auth_on_publish":
-        return _VERNE_OK if judge.may(name, "publish", _text(fields, "topic")) else no
+        return _VERNE_OK if judge.may(name, "publish", _text(fields, "topic")) else _VERNE_DENY
     if what == "auth_on_subscribe":
-        return _verne_filters(judge, name, fields.get("topics"), no)
+        return _verne_filters(judge, name, fields.get("topics"), five=hook != what)
     raise QuestionError(f"the hook {hook[:40]!r} is not known here")
 
 
-def _verne_filters(judge: Judge, name: str, topics: Any, no: Answer) -> Answer:
-    """Each filter by itself: those that may not be read get 128 in the SUBACK."""
+def _verne_filters(judge: Judge, name: str, topics: Any, *, five: bool) -> Answer:
+    """Each filter by itself. What VerneMQ does not find where it looks for it, it takes for a yes to all."""
     if not isinstance(topics, list) or not 1 <= len(topics) <= MOST_FILTERS:
         raise QuestionError("topics is no list")
-    judged: list[dict[str, Any]] = []
+    refused = 0
+    judged: list[Mapping[str, Any]] = []
     for item in topics:
         if not isinstance(item, dict):
             raise QuestionError("a topic is no object")
-        wanted = _text(item, "topic")
-        judged.append({"topic": wanted, "qos": item.get("qos", 0) if judge.may(name, "subscribe", wanted) else 128})
-    if all(item["qos"] == 128 for item in judged):
-        return no
-    if all(item["qos"] != 128 for item in judged):
+        if judge.may(name, "subscribe", _text(item, "topic")):
+            judged.append(item)
+        else:
+            judged.append({"topic": item["topic"], "qos": _VERNE_REFUSED_5 if five else _VERNE_REFUSED})
+            refused += 1
+    if not refused:
         return _VERNE_OK
-    return Answer(200, JSON, orjson.dumps({"result": "ok", "topics": judged}), allowed=True)
+    if refused == len(judged):
+        return _VERNE_DENY
+    said = {"modifiers": {"topics": judged}} if five else {"topics": judged}
+    return Answer(200, JSON, orjson.dumps({"result": "ok", **said}), allowed=True)
 
 
 # ---- mosquitto-go-auth -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from gateway.acl.dialects import ROUTES, Answer, QuestionError, fields_of
 from gateway.acl.kick import KICKS, Lost, Management
 from gateway.acl.plugin import AclError
 from gateway.backoff import Backoff
-from gateway.counts import counters, gauge
+from gateway.counts import counter, counters
 from gateway.credentials import CredentialsError, valid_client
 from gateway.rights import VERBS
+from gateway.tokens import TokenError, looks_like_token
 from gateway.topics import Escape
 from gateway.web.errors import BodyError
 from gateway.web.server import answer, body
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.counts import Family
     from gateway.credentials import Client
     from gateway.rights import Action, Permissions
+    from gateway.tokens import Bearers
     from gateway.web.server import Receive, Scope, Send
 
 BODY_BYTES = 64 << 10
@@ -49,10 +51,16 @@ WAITING = 256
 COMPILED = 10_000
 """Clients whose permissions are kept compiled."""
 
-HELD = 100_000
-"""Client ids that are remembered as somebody's."""
+HELD, HELD_EACH = 100_000, 1_000
+"""Client ids that are remembered as somebody's, in all and of one client, where they do not begin with its name."""
 
 LEAST_SECRET = 16
+
+POLL = 1.0
+"""Seconds between two looks for tokens that have ended."""
+
+NO_CERTIFICATE = ("", "undefined")
+"""What brokers say of a client without one."""
 
 LOGIN = 16
 """Characters of a mark that stand for the log-in."""
@@ -77,6 +85,10 @@ class HttpAcl:
         self._credentials = context.credentials
         self._settings = settings.authority
         self._escape = Escape(settings.link.topic_escape, self._rights.prefix)
+        self._bearers = context.bearers
+        self._ends: dict[str, float] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._dropping = asyncio.Lock()
         self._own = settings.link.username
         self._own_password = b""
         self._own_file = settings.link.password_file
@@ -89,6 +101,7 @@ class HttpAcl:
         self._lost: set[str] = set()
         self._changed = False
         self._holders: OrderedDict[str, str] = OrderedDict()
+        self._held: Counter[str] = Counter()
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="authority")
         self._queue = 0
         self._backoff = Backoff(settings.broker.wrong_passwords, settings.broker.wrong_password_pause, time.monotonic)
@@ -127,6 +140,8 @@ class HttpAcl:
                 self._settings.timeout,
             )
         self._remember(None, last=self._of_last_run())
+        if self._bearers is not None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch(self._bearers))
 
     async def joined(self) -> None:
         """Those who may do something else than at the end of the last run are disconnected: they were judged by what held then."""
@@ -138,23 +153,50 @@ class HttpAcl:
         await self._drop()
 
     async def _drop(self) -> None:
-        lost = frozenset(self._lost)
-        if lost and self._management is not None:
-            logins = {name: self._seen.get(name, self._began) for name in lost}
-            await asyncio.to_thread(KICKS[self._settings.kick], self._management, Lost(logins, self.holds))
-            self.kicked += len(lost)
-        elif lost and self._asked_once:
-            raise AclError(
-                f"{len(lost):,} clients may read or write less than before, but their subscriptions go on: set authority.kick, so that "
-                "the broker closes their connections"
-            )
-        self._lost -= lost
-        if self._changed:
-            self._changed = False
-            await asyncio.to_thread(self._keep, dict(self._marks))
+        async with self._dropping:
+            lost = frozenset(self._lost)
+            if lost and self._management is not None:
+                logins = {name: self._seen.get(name, self._began) for name in lost}
+                await asyncio.to_thread(KICKS[self._settings.kick], self._management, Lost(logins, self.holds))
+                self.kicked += len(lost)
+            elif lost and self._asked_once:
+                raise AclError(
+                    f"{len(lost):,} clients may read or write less than before, but their subscriptions go on: set authority.kick,"
+                    " so that the broker closes their connections"
+                )
+            self._lost -= lost
+            if self._changed:
+                self._changed = False
+                await asyncio.to_thread(self._keep, dict(self._marks))
+
+    async def _watch(self, bearers: Bearers) -> None:
+        """Disconnect those whose token has ended; who has another one comes back."""
+        failed = False
+        while True:
+            await asyncio.sleep(POLL)
+            bearers.tokens.look()
+            now = time.time()
+            ended = {name for name, end in self._ends.items() if end <= now}
+            for name in ended:
+                del self._ends[name]
+            self._lost |= ended
+            if not ended and not failed:
+                continue
+            try:
+                await self._drop()
+                failed = False
+            except AclError as error:
+                if not failed:
+                    _log.error("clients whose tokens have ended may still be connected: %s; trying again", error)
+                failed = True
 
     async def stop(self) -> None:
         """Whoever asks now gets no answer, and brokers take that for a no."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._bearers is not None:
+            self._bearers.close()
         self._hashing.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, _client: str, _action: Action, _topic: str) -> bool | None:
@@ -176,7 +218,9 @@ class HttpAcl:
         yield counters(
             "ctxt_authority_answers_total", "Questions of brokers, by what became of them.", "answer", self.answered
         )
-        yield gauge("ctxt_authority_kicked", "Clients disconnected because they had lost a right.", self.kicked)
+        yield counter(
+            "ctxt_authority_kicks_total", "Times a client was disconnected for what it has lost.", self.kicked
+        )
 
     # ---- who has lost something ----------------------------------------------------------------------------------------
 
@@ -192,7 +236,7 @@ class HttpAcl:
         for name in known.keys() | self._before.keys() if clients is None else clients:
             found = known.get(name)
             before, mark = self._before.get(name), self._marks.get(name)
-            if found is None:
+            if found is None and name not in self._ends:
                 # Removed, or never one that could log in.
                 if mark is not None:
                     self._lost.add(name)
@@ -257,11 +301,13 @@ class HttpAcl:
             return bool(secret) and hmac.compare_digest(secret, self._own_password)
         if not valid_client(name) or not self._takes(name, client_id):
             return False
-        if self._settings.certificates and certificate and not secret:
+        if self._settings.certificates and certificate not in NO_CERTIFICATE and not secret:
             good = certificate == name and self._credentials.admitted(name) is True
             return self._logged_in(name, good=good)
         if not secret:
             return False
+        if self._bearers is not None and looks_like_token(secret):
+            return await self._bear(self._bearers, name, secret, address)
         if self._credentials.recall(name, secret):
             self._backoff.passed(address, name)
             return self._logged_in(name)
@@ -276,6 +322,27 @@ class HttpAcl:
             self._queue -= 1
         (self._backoff.passed if proof else self._backoff.failed)(address, name)
         return self._logged_in(name, good=proof is not None)
+
+    async def _bear(self, bearers: Bearers, name: str, token: bytes, address: str) -> bool:
+        """Whether a token is good, and the client's. A wrong one counts as a wrong password does."""
+        if self._backoff.pause(address, name):
+            return False
+        try:
+            identity = await bearers.identify(name, token, self._credentials.admitted)
+        except TokenError as error:
+            self._backoff.failed(address, name)
+            _log.debug("a client from %s is refused: %s", address or "somewhere", error)
+            return False
+        self._backoff.passed(address, name)
+        self._ends[name] = min(identity.expires, self._ends.get(name, identity.expires))
+        self._rights.join(name, identity.groups, identity.expires)
+        before, now = self._before.get(name), self._rights.permissions(name)
+        if before is not None and now.lost(before):
+            # What it has lost meanwhile is not forgotten over what it has gained.
+            self._lost.add(name)
+        self._before[name] = now
+        self._marks.setdefault(name, _mark(None, now))
+        return self._logged_in(name)
 
     def _logged_in(self, name: str, *, good: bool = True) -> bool:
         if good:
@@ -293,7 +360,10 @@ class HttpAcl:
 
     def knows(self, name: str) -> bool:
         """Whether a client of this name may connect."""
-        return bool(name) and (name == self._own or (valid_client(name) and self._credentials.admitted(name) is True))
+        if not name or name == self._own:
+            return bool(name)
+        admitted = valid_client(name) and self._credentials.admitted(name)
+        return admitted or (admitted is None and self._ends.get(name, 0.0) > time.time())
 
     def may(self, name: str, action: Action, topic: str) -> bool:
         """By the rights; the gateway's own user may use the gateway's topics."""
@@ -316,22 +386,30 @@ class HttpAcl:
             return client_id not in self._holders
         if client_id == name or (client_id.startswith(name) and _OWN_ID.match(client_id, len(name)) is not None):
             return True
-        if self._settings.client_ids == "named" and _MADE_UP.fullmatch(client_id) is None:
-            return False
         return self._holders.get(client_id) == name
 
     def _takes(self, name: str, client_id: str) -> bool:
         if not client_id or self.holds(name, client_id):
             # Where there is none the broker makes one up.
             return True
-        if client_id in self._holders or (
-            self._settings.client_ids == "named" and _MADE_UP.fullmatch(client_id) is None
-        ):
+        made_up = self._settings.client_ids == "first" or _MADE_UP.fullmatch(client_id) is not None
+        if not made_up or client_id in self._holders or self._anothers(name, client_id):
+            return False
+        if self._held[name] >= HELD_EACH:
             return False
         self._holders[client_id] = name
+        self._held[name] += 1
         if len(self._holders) > HELD:
-            self._holders.popitem(last=False)
+            _, former = self._holders.popitem(last=False)
+            self._held[former] -= 1
         return True
+
+    def _anothers(self, name: str, client_id: str) -> bool:
+        """Whether a client id begins with the name of somebody else, who holds it whether it was used or not."""
+        head = _OWN_ID.split(client_id, maxsplit=1)[0]
+        if head in (name, self._own):
+            return head != name
+        return valid_client(head) and (head in self._ends or self._credentials.admitted(head) is not None)
 
     # ---- HTTP ----------------------------------------------------------------------------------------------------------
 
@@ -380,9 +458,10 @@ class HttpAcl:
         return None
 
 
-def _mark(client: Client, permissions: Permissions) -> str:
-    """What tells one state of a client from another: its log-in first, then what it may do."""
-    login = blake2b(f"{client.disabled} {client.changed}".encode(), digest_size=LOGIN // 2).hexdigest()
+def _mark(client: Client | None, permissions: Permissions) -> str:
+    """What tells one state of a client from another: its log-in first (None: by tokens alone), then what it may do."""
+    state = "" if client is None else f"{client.disabled} {client.changed}"
+    login = blake2b(state.encode(), digest_size=LOGIN // 2).hexdigest()
     return login + blake2b(repr(permissions).encode(), digest_size=16).hexdigest()
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.credentials import Credentials
     from gateway.rights import Action, Rights
     from gateway.settings import Settings
+    from gateway.tokens import Bearers
     from gateway.web.server import Web
 
 NONE = "none"
@@ -48,6 +49,8 @@ class Context(NamedTuple):
     """The clients; with `entries`, their passwords in the broker's own format."""
     echo: Callable[[Sequence[str], float], Awaitable[list[str]]] | None = None
     """`RemoteLink.echo`: what the broker lets the gateway write at this moment."""
+    bearers: Bearers | None = None
+    """Who may come with a token, where `[tokens]` is set up: for plugins that decide about log-ins."""
     web: Web | None = None
     """The web listener, where `[web] listen` names one: a plugin that brokers ask mounts itself there."""
 

@@ -21,8 +21,8 @@ from gateway.tokens import TokenError, TokenKeyError, contents
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.links.local import Bearers
     from gateway.settings import Settings
+    from gateway.tokens import Bearers
 
 SHOWN = 60
 """Characters of a value that are shown to people."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.counts import Family
     from gateway.credentials import Credentials
     from gateway.links.link import Receiver
-    from gateway.tokens import Tokens
+    from gateway.tokens import Bearers
     from gateway.wire.packets import Publish
 
 POLL = 1.0
@@ -59,13 +59,6 @@ class Entrance(NamedTuple):
     listener: Listener
     anonymous: bool = False
     named: bool = False
-    any_name: bool = False
-
-
-class Bearers(NamedTuple):
-    """Who comes with a token. `any_name`: also clients that `clients.db` has not."""
-
-    tokens: Tokens
     any_name: bool = False
 
 
@@ -99,8 +92,6 @@ class LocalLink:
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="passwords")
         self._turn = asyncio.Semaphore(1)
         self._bearers = bearers
-        # Signatures are checked quickly: they do not wait behind passwords.
-        self._checking = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._backoff = Backoff(wrong_passwords, wrong_password_pause, clock)
         self._receiver: Receiver | None = None
         self._poll: asyncio.TimerHandle | None = None
@@ -161,7 +152,8 @@ class LocalLink:
             self._poll.cancel()
         await self.broker.stop()
         self._hashing.shutdown(wait=False)
-        self._checking.shutdown(wait=False)
+        if self._bearers is not None:
+            self._bearers.close()
 
     def reread(self) -> Callable[[], None]:
         """Read certificates and keys of tokens now; what is returned takes them over. Raises LinkError where one cannot be used."""
@@ -232,23 +224,13 @@ class LocalLink:
 
     async def _bear(self, bearers: Bearers, username: str | None, token: bytes, address: str) -> Login | Refusal | None:
         """Whom a token names, if the user name is the same or none. A wrong one counts as a wrong password does."""
-        tokens = bearers.tokens
         # Who gives no name is counted by the one that it claims: others at its address are not to suffer.
-        counted = (username or claimed(token, tokens.rules.client_claim))[:LONGEST_NAME]
+        counted = (username or claimed(token, bearers.tokens.rules.client_claim))[:LONGEST_NAME]
         refusal = self._unheard(address, counted)
         if refusal is not None:
             return refusal
         try:
-            if tokens.slow:
-                loop = asyncio.get_running_loop()
-                identity = await loop.run_in_executor(self._checking, tokens.check, token)
-            else:
-                identity = tokens.check(token)
-            if username and username != identity.client:
-                raise TokenError("the token names another client than the user name")
-            known = self._credentials.admitted(identity.client)
-            if not known and not (known is None and bearers.any_name):
-                raise TokenError("the token names a client that is not known here, or disabled")
+            identity = await bearers.identify(username, token, self._credentials.admitted)
         except TokenError as error:
             self._backoff.failed(address, counted)
             _log.debug("a client from %s is refused: %s", address or "a Unix socket", error)
