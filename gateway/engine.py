@@ -298,7 +298,7 @@ class Engine:
         """Bind stored objects to the catalogue and the namespaces; last-seen is the start."""
         tombstones = []
         for obj in self.objects:
-            obj.namespace = self.rights.namespace_of(obj.topic)
+            self.objects.settle(obj, self.rights.namespace_of(obj.topic))
             if obj.deleted:
                 tombstones.append(obj)
                 continue

@@ -169,16 +169,22 @@ class DataObject:
 
 
 class Objects:
-    """Every object and tombstone: by topic, by reporter, by who was granted it, and in the order of their URLs."""
+    """Every object and tombstone: by topic, by reporter, by who was granted it, and in the order of their URLs.
 
-    __slots__ = ("_by_reporter", "_by_topic", "_granted", "_order", "get")
+    `strays`: the topics of those that no namespace holds.
+    """
+
+    __slots__ = ("_by_reporter", "_by_topic", "_granted", "_order", "get", "strays")
 
     def __init__(self, objects: Iterable[DataObject] = ()) -> None:
         self._by_topic: dict[str, DataObject] = {}
         self._by_reporter: dict[str, dict[str, DataObject]] = {}
         self._granted: dict[str, dict[str, DataObject]] = {}
+        self.strays: set[str] = set()
         for obj in objects:
             self._by_topic[obj.topic] = obj
+            if obj.namespace is None:
+                self.strays.add(obj.topic)
             for client in obj.grants or ():
                 self._granted.setdefault(client, {})[obj.topic] = obj
             self._by_reporter.setdefault(obj.reporter, {})[obj.topic] = obj
@@ -198,11 +204,19 @@ class Objects:
         """Take in a new object; its topic must not be taken."""
         self._by_topic[obj.topic] = obj
         self._by_reporter.setdefault(obj.reporter, {})[obj.topic] = obj
+        if obj.namespace is None:
+            self.strays.add(obj.topic)
         insort(self._order, obj.url)
+
+    def settle(self, obj: DataObject, namespace: Namespace | None) -> None:
+        """Say to which namespace an object belongs now."""
+        obj.namespace = namespace
+        (self.strays.add if namespace is None else self.strays.discard)(obj.topic)
 
     def remove(self, obj: DataObject) -> None:
         """Forget an object or tombstone for good."""
         del self._by_topic[obj.topic]
+        self.strays.discard(obj.topic)
         self._leave(obj)
         for client in list(obj.grants or ()):
             self.revoke(obj, client)

@@ -97,7 +97,7 @@ async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
             was = obj.namespace
             if was is None or space is None or was.observe != space.observe:
                 effects.opened.append(obj)
-            obj.namespace = space
+            engine.objects.settle(obj, space)
         engine.rewatch(now)
         engine.limit(engine_limits(new))
         service.announce_interval = new.timing.announce_interval

@@ -123,15 +123,17 @@ class Permissions(NamedTuple):
     A topic is allowed where a filter of the list matches it and, for `receive`, none of `deny` does. As long as the rules, the
     client's grants and its own objects are what they are that says what `may_publish` and `may_receive` say.
     `listed`: objects are named one by one because a rule of their namespace cannot be said in filters; new ones there have to be added.
+    `closed`: filters that match all objects, there or still to come, that it may not read; some that it may are among them.
     """
 
     publish: tuple[str, ...]
     receive: tuple[str, ...]
     deny: tuple[str, ...] = ()
     listed: bool = False
+    closed: tuple[str, ...] = ()
 
     def reads_all(self, wanted: str) -> bool:
-        """Whether everything that the gateway publishes below a filter may be read."""
+        """Whether everything that a filter matches may be read, whatever it is."""
         return not any(overlaps(hole, wanted) for hole in self.deny) and any(
             covers(filter_, wanted) for filter_ in self.receive
         )
@@ -142,6 +144,7 @@ class Permissions(NamedTuple):
             any(not any(covers(mine, old) for mine in self.publish) for old in before.publish)
             or any(not any(covers(mine, old) for mine in self.receive) for old in before.receive)
             or any(not any(covers(old, hole) for old in before.deny) for hole in self.deny)
+            or any(not any(covers(old, each) for old in before.closed) for each in self.closed)
         )
 
 
@@ -405,15 +408,12 @@ class Rights:
         wanted = share.topic_filter if share else topic_filter
         if "+" not in wanted and "#" not in wanted:
             return self.may_receive(client, wanted)
-        return (compiled or self.permissions(client)).reads_all(self._deep(wanted))
-
-    def _deep(self, wanted: str) -> str:
-        """`snapshot/#` as `snapshot/+/+/+/#`: an object topic has three levels at least, and nothing else is below these verbs."""
+        mine = compiled or self.permissions(client)
         own = self.own(wanted)
-        if own is None or not own.endswith("/#") or own.partition("/")[0] not in OBSERVED:
-            return wanted
-        levels = own.count("/")
-        return wanted[:-1] + "+/" * (4 - levels) + "#" if levels < 4 else wanted
+        if own is None or own.partition("/")[0] not in OBSERVED:
+            return mine.reads_all(wanted)
+        # Nothing is below these verbs but objects.
+        return client not in self.barred and not any(overlaps(each, wanted) for each in mine.closed)
 
     # ---- compiled ------------------------------------------------------------------------------------------------------
 
@@ -434,15 +434,19 @@ class Rights:
                 publish.append(rule.bound(client))
             if self.lists(rule.read, client):
                 receive.append(rule.bound(client))
-        allowed, holes, listed = self._observed(client)
+        allowed, holes, listed, closed = self._observed(client)
         heads = [f"{prefix}{verb}/" for verb in OBSERVED]
         receive += (head + each for each in allowed for head in heads)
         return Permissions(
-            tuple(publish), tuple(receive), tuple(head + each for each in holes for head in heads), listed
+            tuple(publish),
+            tuple(receive),
+            tuple(head + each for each in holes for head in heads),
+            listed,
+            tuple(head + each for each in closed for head in heads),
         )
 
-    def _observed(self, client: str) -> tuple[list[str], list[str], bool]:
-        """Of the objects that a client may read: filters that allow, filters that deny and go first, and whether objects matter.
+    def _observed(self, client: str) -> tuple[list[str], list[str], bool, list[str]]:
+        """Of the objects that a client may read: filters that allow, filters that deny and go first, whether objects matter, what is closed.
 
         The first namespace decides, and filters can only add up: what an earlier namespace keeps closed is a hole in what a
         later one opens. A child is where its parent is, but its topic may be matched by what opens or closes the parent's
@@ -498,7 +502,9 @@ class Rights:
             base = parent_of(topic) or topic
             if not any(matches(own, base) for own in opened):
                 allowed.update(dict.fromkeys(_with_children(obj)))
-        return list(allowed), list(holes), listed
+        strays = (topic for topic in self.objects.strays if topic not in single and parent_of(topic) not in single)
+        shut = [each for own in chain(closed, strays) for each in _deeper(own)]
+        return list(allowed), list(holes), listed, shut
 
     def _opens(self, client: str, parents: str) -> bool | None:
         """Whether the namespaces let a client read all objects that a filter matches, none (False), or some (None)."""

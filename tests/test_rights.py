@@ -384,7 +384,11 @@ def test_whoever_may_read_all_of_a_filter_may_read_each_of_it(
     wanted = "/".join([verb, *levels, *tail])
     for client in PEOPLE:
         if judge.may_read_all(client, wanted):
-            assert all(judge.may_receive(client, topic) for topic in (*FACES, *OTHERS) if matches(wanted, topic))
+            for topic in (*FACES, *OTHERS):
+                base = topic.partition("/")[2].partition("/children/")[0]
+                nothing = topic in FACES and judge.namespace_of(base) is None and base not in judge.objects
+                # What is not there and cannot be is read by nobody.
+                assert nothing or not matches(wanted, topic) or judge.may_receive(client, topic), topic
 
 
 @settings(max_examples=150, deadline=None)
@@ -438,7 +442,9 @@ def test_a_closed_object_below_an_open_one_is_a_hole_and_a_grant_in_it_lists_the
     assert not bob.listed
     assert "snapshot/ctxt/home/room/+" in bob.deny
     assert judge.may_read_all("bob", "snapshot/ctxt/home/hall/#")
-    assert not judge.may_read_all("bob", "snapshot/ctxt/home/#")
+    assert judge.may_read_all("ann", "snapshot/ctxt/home/hall/#")
+    for wide in ("snapshot/ctxt/home/#", "snapshot/#", "snapshot/+/home/+/temperature", "+/ctxt/home/hall", "#"):
+        assert not judge.may_read_all("bob", wide), wide
     judge.grant(judge.objects.get("ctxt/home/room/temperature"), "bob")  # type: ignore[arg-type]
     granted = judge.permissions("bob")
     assert granted.listed
@@ -497,3 +503,39 @@ def test_covers_and_overlaps_are_what_matching_says_for_all_filters_of_four_leve
         for wanted, want in sets.items():
             assert covers(granted, wanted) == (want & ~have == 0), (granted, wanted)
             assert overlaps(granted, wanted) == (want & have != 0), (granted, wanted)
+
+
+def test_a_wide_filter_may_be_read_where_nothing_below_it_is_closed_until_something_is() -> None:
+    open_to_all = Clients(True, frozenset())
+    own = namespace("ctxt://home/{client}/**", schema="Context", report=open_to_all, observe=open_to_all)
+    judge = Rights([own], [], Objects())
+    before = judge.permissions("bob")
+    for wide in (
+        "snapshot/#",
+        "delta/ctxt/home/#",
+        "delta/ctxt/home/ann/#",
+        "delta/ctxt/home/ann/+/#",
+        "value/+/+/ann/x",
+    ):
+        assert judge.may_read_all("bob", wide), wide
+    for wide in ("#", "+/#", "+/ctxt/home/ann/x", "report/#", "inbox/+"):
+        assert not judge.may_read_all("bob", wide), wide
+    # An object that no namespace holds any more is its Reporter's alone.
+    judge.objects.add(thing("ctxt/shed/door", "ann"))
+    assert not judge.may_read_all("bob", "snapshot/#")
+    assert judge.may_read_all("ann", "snapshot/#")
+    assert judge.may_read_all("bob", "snapshot/ctxt/home/#")
+    assert judge.permissions("bob").lost(before)
+    assert not judge.permissions("ann").lost(before._replace(publish=judge.permissions("ann").publish, receive=()))
+    judge.objects.settle(judge.objects.get("ctxt/shed/door"), own)  # type: ignore[arg-type]
+    assert judge.may_read_all("bob", "snapshot/#")
+    # A namespace that is added and closed, where nothing could be before.
+    judge.replace(
+        Rights([own, namespace("ctxt://home/*", schema="Context", report=open_to_all, observe=NOBODY)], [], Objects())
+    )
+    assert not judge.may_read_all("bob", "snapshot/ctxt/home/#")
+    assert not judge.may_read_all("bob", "delta/ctxt/home/ann/#"), "it may have children below it"
+    assert judge.may_read_all("bob", "delta/ctxt/home/ann/kitchen/#")
+    assert judge.permissions("bob").lost(before)
+    judge.bar(["bob"])
+    assert not judge.may_read_all("bob", "delta/ctxt/home/ann/kitchen/#")

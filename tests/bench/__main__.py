@@ -1,4 +1,4 @@
-"""`python -m tests.bench embedded|objects|rights|plain|broker|away|endure`: how fast the gateway is, beside a bare mosquitto in the same run.
+"""`python -m tests.bench embedded|objects|rights|decisions|plain|broker|away|endure`: how fast the gateway is, beside a bare mosquitto in the same run.
 
 Results go to standard output, progress to standard error.
 """
@@ -17,6 +17,7 @@ import orjson
 
 from gateway.errors import CtxtError
 from tests.bench.beside import away, broker, endure
+from tests.bench.decisions import decisions
 from tests.bench.load import Round, Stream
 from tests.bench.measure import (
     MOSQUITTO,
@@ -231,6 +232,7 @@ def main() -> int:
         "embedded": embedded,
         "objects": objects,
         "rights": rights,
+        "decisions": decisions,
         "plain": plain,
         "broker": broker,
         "away": away,
@@ -261,6 +263,8 @@ def main() -> int:
     commands.choices["objects"].add_argument("--rest", type=float, default=10.0, help="seconds of rest to measure")
     commands.choices["rights"].add_argument("--count", type=int, default=100_000, help="closed objects")
     commands.choices["rights"].add_argument("--grants", type=int, default=1_000, help="of them granted to the observer")
+    commands.choices["decisions"].add_argument("--objects", type=int, default=1_000)
+    commands.choices["decisions"].add_argument("--connections", type=int, default=16, help="of the broker's pool")
     command = commands.choices["plain"]
     command.add_argument("--observers", type=int, default=500, help="of one publisher")
     command.add_argument("--pairs", type=int, default=250, help="publishers, each with an observer of its own")
