@@ -681,11 +681,11 @@ class AuthoritySettings(_Table):
         examples=["http://127.0.0.1:15672"],
     )
     management_user: str = Field(
-        default="", max_length=1024, description="Its user, or its API key.", examples=["gateway-kick"]
+        default="", max_length=1024, description="Its user, or its API key; VerneMQ has none.", examples=["gateway-kick"]
     )
     management_password_file: FileOrNone = Field(
         default=None,
-        description="File whose first line is its password, or the API key's secret.",
+        description="File whose first line is its password, the API key's secret, or VerneMQ's API key.",
         examples=["/etc/ctxt-gateway/management.password"],
     )
     timeout: Seconds = Field(default=10.0, ge=1, le=120, description="How long it may take to answer.")

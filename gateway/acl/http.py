@@ -133,12 +133,14 @@ class HttpAcl:
                 raise AclError(
                     "authority.kick needs authority.management, management_user and management_password_file"
                 )
-            self._management = Management(
-                self._settings.management,
+            login = (
                 self._settings.management_user,
                 _first_line(self._settings.management_password_file, "authority.management_password_file"),
-                self._settings.timeout,
             )
+            if self._settings.kick == "vernemq":
+                # Its API key stands where others have the user.
+                login = (login[1], "")
+            self._management = Management(self._settings.management, *login, self._settings.timeout)
         self._remember(None, last=self._of_last_run())
         if self._bearers is not None:
             self._watching = asyncio.get_running_loop().create_task(self._watch(self._bearers))

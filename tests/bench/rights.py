@@ -34,8 +34,9 @@ def rights(arguments: argparse.Namespace) -> dict[str, Any]:
     """Deltas per second with rights, without, and of granted objects among many closed ones; medians of alternating rounds."""
     qos, window = arguments.qos, arguments.window
     around = surroundings()
-    few = Stream(reports(100), qos)
-    granted = Stream(reports(arguments.grants, 8, salt=1), qos)
+    # Each gateway has a stream of its own: where one leaves off says nothing about the other.
+    few, fewer = (Stream(reports(100), qos) for _ in range(2))
+    granted, ungranted = (Stream(reports(arguments.grants, 8, salt=1), qos) for _ in range(2))
     found: dict[str, list[Round]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="ctxt-bench-") as name,
@@ -57,9 +58,9 @@ def rights(arguments: argparse.Namespace) -> dict[str, Any]:
         for turn in range(arguments.rounds):
             for label, running, stream in (
                 ("judged", judged, few),
-                ("unjudged", unjudged, few),
+                ("unjudged", unjudged, fewer),
                 ("closed", closed, granted),
-                ("open", wide, granted),
+                ("open", wide, ungranted),
             ):
                 step(f"round {turn + 1}: {label}")
                 target = gateway_target(running.port, running.pid, qos)
