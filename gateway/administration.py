@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.acl.plugin import AclError
 from gateway.credentials import valid_client
-from gateway.engine import Refused
+from gateway.engine import PROBES, Refused
 from gateway.errors import CtxtError
 from gateway.explain import why
 from gateway.messages import rfc3339
@@ -53,6 +53,7 @@ class Administration:
             "explain": self._explain,
             "reload": self._reload,
             "look": self._look,
+            "probe": self._probe,
         }
 
     async def answer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -148,6 +149,24 @@ class Administration:
     async def _look(self, _request: dict[str, Any]) -> list[dict[str, Any]]:
         await self._service.look()
         return []
+
+    async def _probe(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """An object of a client to be attacked; without a client, whatever is left of such is deleted."""
+        engine = self._service.engine
+        if "client" not in request:
+
+            def clear(effects: Effects, now: float) -> list[str]:
+                found = [
+                    obj for obj in engine.objects.matching(f"ctxt/{PROBES}/#") if obj is not None and not obj.deleted
+                ]
+                for obj in found:
+                    engine.delete(effects, obj, now)
+                return [obj.url for obj in found]
+
+            return [{"url": url} for url in await self._service.change(clear)]
+        client = _client(request)
+        obj = _done(await self._service.change(lambda effects, now: engine.probe(effects, client, now)))
+        return [{"url": obj.url, "topic": obj.topic, "version": obj.version}]
 
     # ---- settings ------------------------------------------------------------------------------------------------------
 

@@ -543,6 +543,29 @@ def acl_assign(url: Url, client: Client, json: Json = False, config: ConfigFile 
     acl.assign(config, url, client, json=json)
 
 
+@_command(acl_app, "test")
+def acl_test(
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Argument(metavar="[ATTACK]...", help="Only these; all without.", show_default=False),
+    ] = None,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Attack the running gateway and its broker, and say what got through. Exit code 1: something did.
+
+    Makes three clients and an object that is nobody else's, and takes them away again; nothing else is touched. What comes of an
+    attack is judged by what is delivered.
+
+    For example:
+      ctxt acl test
+      ctxt acl test "live after revocation" --json
+    """
+    from gateway.commands import attacks
+
+    attacks.test(config, only or (), json=json)
+
+
 class Broker(StrEnum):
     """A broker outside whose configuration can be written."""
 

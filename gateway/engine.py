@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
     from gateway.catalogue import Catalogue, Schema, TimedMembers
     from gateway.counts import Family
-    from gateway.rights import Rights
+    from gateway.rights import Namespace, Rights
+
+PROBES = "acl-test.invalid"
+"""The authority of what `ctxt acl test` attacks: a name that can be nobody's (RFC 2606 section 2)."""
 
 CLOCK_SKEW = 60.0
 """Seconds by which a held time may lie ahead of the gateway's clock and still be trusted to order reports."""
@@ -666,6 +669,21 @@ class Engine:
                 url,
                 f"the object would have {len(text):,} bytes of data, at most {self.limits.data_bytes:,} are held",
             )
+        self._bring(effects, state, topic, schema, namespace, client, text, now)
+        return None
+
+    def _bring(
+        self,
+        effects: Effects,
+        state: _Client,
+        topic: str,
+        schema: Schema,
+        namespace: Namespace | None,
+        client: str,
+        text: bytes,
+        now: float,
+    ) -> DataObject:
+        """Bring an object to life."""
         millis = self._stamp(now)
         created = DataObject(
             topic=topic,
@@ -690,7 +708,7 @@ class Engine:
         self._emit(effects, created, b',%b,"value":%b' % (orjson.dumps(head)[1:-1], text), now)
         effects.fresh.append(created)
         self._watch(created, now)
-        return None
+        return created
 
     def _full(self, client: str, state: _Client, url: str, size: int, now: float) -> Refused | None:
         """Whether a client may bring one more object to life."""
@@ -907,6 +925,22 @@ class Engine:
         if obj.deleted:
             return Refused(410, address.url, "the object was deleted")
         return obj
+
+    def probe(self, effects: Effects, client: str, now: float) -> DataObject | Refused:
+        """An object of a client where no namespace is, so that nobody else may read it: for trying out whether that holds."""
+        topic = f"ctxt/{PROBES}/{client}"
+        url = url_of(topic)
+        if topic in self.objects:
+            return Refused(409, url, "it is there already")
+        if self.rights.namespace_of(topic) is not None:
+            return Refused(409, url, f"a namespace of the settings holds ctxt://{PROBES}/…, which is for tests alone")
+        state = self._client(client, now)
+        refused = self._full(client, state, url, 0, now)
+        if refused is not None:
+            return refused
+        return self._bring(
+            effects, state, topic, self.catalogue.get("Context"), None, client, b'{"values":{"probe":{"value":0}}}', now
+        )
 
     def grant(self, effects: Effects, obj: DataObject, client: str, until: float = 0.0) -> Refused | None:
         """Let a client observe an object and its children, until a time (Unix seconds; 0: for good)."""

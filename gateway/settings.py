@@ -681,7 +681,10 @@ class AuthoritySettings(_Table):
         examples=["http://127.0.0.1:15672"],
     )
     management_user: str = Field(
-        default="", max_length=1024, description="Its user, or its API key; VerneMQ has none.", examples=["gateway-kick"]
+        default="",
+        max_length=1024,
+        description="Its user, or its API key; VerneMQ has none.",
+        examples=["gateway-kick"],
     )
     management_password_file: FileOrNone = Field(
         default=None,

@@ -30,7 +30,7 @@ FILE = "clients.db"
 
 
 @contextmanager
-def _credentials(given: Path | None) -> Iterator[Credentials]:
+def credentials(given: Path | None) -> Iterator[Credentials]:
     """The clients' file of the settings in effect; made, with its folder, where it is not there. Raises CommandError."""
     settings = config.load(given)
     folder = settings.state_dir
@@ -45,8 +45,8 @@ def _credentials(given: Path | None) -> Iterator[Credentials]:
             Exit.IO, f"cannot make the state folder {folder}: {error.strerror or error}; set another state_dir"
         ) from error
     try:
-        with closing(Credentials(folder / FILE, foreign=foreign)) as credentials:
-            yield credentials
+        with closing(Credentials(folder / FILE, foreign=foreign)) as known:
+            yield known
     except UnknownClientError as error:
         raise CommandError(Exit.NOT_FOUND, str(error)) from error
     except CredentialsUnavailableError as error:
@@ -74,7 +74,7 @@ def _tell(done: str, password: str, *, made: bool) -> None:
         write_note(done)
 
 
-def _hold(given: Path | None) -> None:
+def hold(given: Path | None) -> None:
     """Return when a gateway that runs goes by the change. Raises CommandError where its broker may not."""
     try:
         control.ask(config.load(given).state_dir, {"do": "look"}, patience=control.LONGEST_WORK + 1)
@@ -88,45 +88,45 @@ def _hold(given: Path | None) -> None:
 
 def add(given: Path | None, name: str, *, from_stdin: bool) -> None:
     """Let a new client connect."""
-    with _credentials(given) as credentials:
+    with credentials(given) as known:
         password, made = _password(name, from_stdin=from_stdin)
-        credentials.add(name, password)
+        known.add(name, password)
     _tell(f"client {name} added", password, made=made)
-    _hold(given)
+    hold(given)
 
 
 def set_password(given: Path | None, name: str, *, from_stdin: bool) -> None:
     """Give a client another password; who is connected by the old one is disconnected."""
-    with _credentials(given) as credentials:
+    with credentials(given) as known:
         password, made = _password(name, from_stdin=from_stdin)
-        credentials.set_password(name, password)
+        known.set_password(name, password)
     _tell(f"client {name} has another password", password, made=made)
-    _hold(given)
+    hold(given)
 
 
 def remove(given: Path | None, name: str) -> None:
     """Forget a client; a connected one is disconnected."""
-    with _credentials(given) as credentials:
-        credentials.remove(name)
-    _hold(given)
+    with credentials(given) as known:
+        known.remove(name)
+    hold(given)
     write_note(f"client {name} removed; its objects stay, and nobody reports them")
 
 
 def set_disabled(given: Path | None, name: str, *, disabled: bool) -> None:
     """Refuse a client's log-in, or take that back."""
-    with _credentials(given) as credentials:
+    with credentials(given) as known:
         if disabled:
-            credentials.disable(name)
+            known.disable(name)
         else:
-            credentials.enable(name)
-    _hold(given)
+            known.enable(name)
+    hold(given)
     write_note(f"client {name} {'may no longer connect' if disabled else 'may connect again'}")
 
 
 def show(given: Path | None, *, json: bool) -> None:
     """List the clients."""
-    with _credentials(given) as credentials:
-        clients = credentials.names()
+    with credentials(given) as known:
+        clients = known.names()
     if json:
         write_json([_facts(client) for client in clients])
         return

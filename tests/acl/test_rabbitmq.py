@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from gateway.acl.http import HttpAcl
+from gateway.commands import attacks
 from gateway.web.server import answer
 from tests.acl.attacks import ATTACKS, CLIENTS, ROOM, SETTINGS, Site
 from tests.acl.brokers_rabbitmq import LINK_PASSWORD, beside_rabbitmq, escape, plain
@@ -206,3 +208,15 @@ def test_what_a_revocation_takes(here: Site) -> None:
         assert gone(mallory), "it is disconnected when the command returns"
         print(f"RabbitMQ: revoked in {took:.2f} s, {wait:g} s after the client had connected; 0 bytes afterwards")
         here.close()
+
+
+def test_the_command_finds_nothing_that_gets_through(
+    here: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CTXT_BROKER__URL", f"mqtt://127.0.0.1:{here.port}")
+    attacks.test(here.gateway.path, (), json=True)
+    found = {each["attack"]: each["verdict"] for each in json.loads(capsys.readouterr().out)}
+    assert {name for name, verdict in found.items() if verdict != "withstood"} == {
+        "retained report",
+        "shared subscription",
+    }
