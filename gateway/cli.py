@@ -784,7 +784,8 @@ def main() -> None:
     except CtxtError as error:
         from gateway.commands.terminal import write_error
 
-        if not (isinstance(error, CommandError) and error.code == Exit.INTERRUPTED):
+        # What a command has said already, and an interruption, need no words.
+        if str(error) and not (isinstance(error, CommandError) and error.code == Exit.INTERRUPTED):
             write_error(str(error))
         sys.exit(error.code if isinstance(error, CommandError) else Exit.FAILED)
     except KeyboardInterrupt:

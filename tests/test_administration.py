@@ -139,6 +139,7 @@ def test_reasons_are_given_for_every_answer(tmp_path: Path) -> None:
         sensor.report("closed/safe", reading(1))
         no = ctxt(gateway, "acl", "explain", "dash", "receive", f"snapshot/{TOPIC}")
         assert no.returncode == 4
+        assert no.stderr == ""
         assert "closed/**" in no.stdout
         assert "observe" in no.stdout
         yes = ctxt(gateway, "acl", "explain", "sensor", "receive", f"snapshot/{TOPIC}", "--json")

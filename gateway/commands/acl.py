@@ -31,7 +31,7 @@ def explain(given: Path | None, client: str, action: str, topic: str, *, json: b
             agrees = "" if found["broker"] == found["may"] else ": the two differ, see `ctxt acl test`"
             out.print(Text(f"the broker itself says {says}{agrees}"))
     if not found["may"]:
-        raise CommandError(Exit.NOT_ALLOWED, f"{client} may not {action} {printable(topic)}")
+        raise CommandError(Exit.NOT_ALLOWED, "")
 
 
 def grants(given: Path | None, client: str | None, url: str | None, *, json: bool) -> None:

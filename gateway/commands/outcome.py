@@ -58,7 +58,7 @@ _BY_REASON = {
 
 
 class CommandError(CtxtError):
-    """A command that has not done what it was asked for; `code` is its exit code."""
+    """A command that has not done what it was asked for; `code` is its exit code. Without a sentence it has said why itself."""
 
     def __init__(self, code: Exit, sentence: str) -> None:
         super().__init__(sentence)
