@@ -321,9 +321,7 @@ class Opened:
 
 async def open_listener(broker: Broker, listener: Listener) -> Opened:
     """Raises ListenError for files that cannot be used, OSError for an address."""
-    opened = Opened(
-        broker, listener, None if listener.tls is None else Certificates(listener.tls, broker.wall)
-    )
+    opened = Opened(broker, listener, None if listener.tls is None else Certificates(listener.tls, broker.wall))
     await opened.open()
     return opened
 
