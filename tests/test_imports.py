@@ -28,7 +28,8 @@ PURE = {
 
 MAY_KNOW = {
     "wire": {"errors", "topics", "wire"},
-    "broker": {"errors", "topics", "wire", "broker", "counts", "sessions"},
+    "broker": {"errors", "topics", "wire", "broker", "counts", "sessions", "certificates"},
+    "certificates": {"errors"},
     "links": {
         "backoff",
         "counts",
