@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -24,6 +24,7 @@ from gateway.errors import CtxtError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 DAY = 86_400.0
 """Seconds."""
@@ -205,7 +206,9 @@ class Authority:
             found = x509.load_pem_x509_certificate(certificate)
             private = serialization.load_pem_private_key(key, None)
         except (ValueError, TypeError) as error:
-            raise CertificateError("the authority's files are no certificate and key in PEM without a password") from error
+            raise CertificateError(
+                "the authority's files are no certificate and key in PEM without a password"
+            ) from error
         if not isinstance(private, ec.EllipticCurvePrivateKey) or found.public_key() != private.public_key():
             raise CertificateError("the authority's key is not that of its certificate")
         return cls(found, private)
@@ -276,7 +279,7 @@ class Authority:
 def _is_of(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except Exception:  # noqa: BLE001 - ValueError, TypeError, InvalidSignature: whatever it is, it is not of this authority
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 
@@ -382,9 +385,13 @@ class Folder:
         kinds = [each for each in (Kind.SERVER, Kind.CLIENT) if kind in (None, each)]
         there = [each for each in kinds if self.files(name, each).certificate.exists()]
         if not there:
-            raise NotThereError(f"there is no certificate of {name} in {self.path}: `ctxt tls ls` lists those that there are")
+            raise NotThereError(
+                f"there is no certificate of {name} in {self.path}: `ctxt tls ls` lists those that there are"
+            )
         if len(there) > 1:
-            raise ThereAlreadyError(f"there is a server's and a client's certificate of {name}: say --server or --client")
+            raise ThereAlreadyError(
+                f"there is a server's and a client's certificate of {name}: say --server or --client"
+            )
         place = self.files(name, there[0])
         old = _loaded(place.certificate)
         signed = self._authority().renew(old, now=now, days=days, new_key=new_key)

@@ -60,6 +60,22 @@ class Tls:
             raise DialError(f"{file} cannot be used for TLS: {_plainly(error)}") from error
         return context
 
+    def check(self, now: float) -> None:
+        """Raises DialError naming a file that the next connection could not be made with; `now` in Unix seconds."""
+        from gateway.certificates import period  # noqa: PLC0415 - only where there is TLS
+
+        self.context()
+        for role, file in (("certificate", self.certificate), ("authority", self.ca)):
+            if file is None:
+                continue
+            try:
+                found = period(file.read_bytes(), authorities=file is self.ca)
+            except OSError as error:
+                raise DialError(f"{file} cannot be used for TLS: {_plainly(error)}") from error
+            fault = found.fault(now) if found is not None else None
+            if fault is not None:
+                raise DialError(f"the {role} {file} of the link {fault}")
+
 
 @dataclass(frozen=True, slots=True)
 class Way:

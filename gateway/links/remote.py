@@ -448,6 +448,16 @@ class RemoteLink:
             self._task.cancel()
             raise
 
+    def reread(self) -> Callable[[], None]:
+        """Whether the next connection can be made with the files of TLS as they are; they are read for each. Raises LinkError."""
+        tls = self._remote.way.tls
+        try:
+            if tls is not None:
+                tls.check(time.time())
+        except DialError as error:
+            raise LinkError(str(error)) from error
+        return _nothing
+
     async def stop(self) -> None:
         """Wait a little for the last acknowledgements, say good-bye, close."""
         self._stopping = True
