@@ -25,7 +25,8 @@ from gateway.control import Control
 from gateway.counts import Histogram, counter, gauge
 from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
-from gateway.engine import Effects, Engine, Limits, Refused, Reply
+from gateway.effects import Effects, Refused, Reply
+from gateway.engine import Engine, Limits
 from gateway.links.dial import Tls, Way
 from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
@@ -418,7 +419,7 @@ class Service:
             return engine.refuse(effects, client, Refused(400, url, text), now)
         if verb != "report":
             reply_to, correlation = self._reply_to(publish, client)
-            engine.request(effects, client, publish.payload, now, reply_to, correlation)
+            engine.requests.take(effects, client, publish.payload, now, reply_to, correlation)
             return None
         key = _dedup_id(publish)
         if key is not None and engine.remembered(client, key, now) is not None:
