@@ -590,7 +590,7 @@ class LinkSettings(_Table):
     topic_escape: Annotated[str, AfterValidator(_escape)] = Field(
         default="",
         description="Characters that this broker gives a meaning of its own, percent-encoded in topics there: `. ` (dot and"
-        " space) for NATS and RabbitMQ.",
+        " space) for RabbitMQ, `. *>` for NATS.",
     )
     broker_config: FileOrNone = Field(
         default=None,
@@ -640,6 +640,32 @@ class MosquittoSettings(_Table):
         ge=1,
         le=600,
         description="How long mosquitto may take to go by new rules before that is an error. It is tried again in any case.",
+    )
+
+
+class NatsSettings(_Table):
+    """Where the ACL plugin `nats` writes nats-server's users, and how nats-server is told to read them again."""
+
+    users_file: FileOrNone = Field(
+        default=None,
+        description="The file that nats-server's settings include. Left out: `nats/users.conf` in state_dir.",
+        examples=["/etc/nats/ctxt/users.conf"],
+    )
+    pid_file: FileOrNone = Field(
+        default=None,
+        description="nats-server's own `pid_file`: it is sent SIGHUP, where the gateway runs as the same user.",
+        examples=["/run/nats/nats-server.pid"],
+    )
+    reload_command: tuple[str, ...] = Field(
+        default=(),
+        description="Program and arguments that have nats-server read its files again, where the gateway may not send the"
+        ' signal itself: ["sudo", "-n", "systemctl", "reload", "nats-server"].',
+    )
+    timeout: Seconds = Field(
+        default=10.0,
+        ge=1,
+        le=600,
+        description="How long nats-server may take to go by new users before that is an error. It is tried again in any case.",
     )
 
 
@@ -901,6 +927,7 @@ class Settings(BaseSettings):
     link: LinkSettings = Field(default_factory=LinkSettings)
     acl: AclSettings = Field(default_factory=AclSettings)
     mosquitto: MosquittoSettings = Field(default_factory=MosquittoSettings)
+    nats: NatsSettings = Field(default_factory=NatsSettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
     groups: Annotated[Mapping[GroupName, tuple[ClientName, ...]], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({}),
@@ -1425,6 +1452,8 @@ def warnings(settings: Settings) -> list[str]:
         found.append("acl: has no effect with the broker inside, which asks for itself: remove it")
     if settings.acl.plugin != "mosquitto" and settings.mosquitto != MosquittoSettings():
         found.append('mosquitto: is for the ACL plugin of that name: set acl.plugin = "mosquitto", or remove it')
+    if settings.acl.plugin != "nats" and settings.nats != NatsSettings():
+        found.append('nats: is for the ACL plugin of that name: set acl.plugin = "nats", or remove it')
     reachable = [(f"listener[{i}].url", each.place) for i, each in enumerate(settings.listener)]
     if broker.listener is not None:
         reachable.insert(0, ("broker.url", Place("mqtt", *broker.listener, "")))
