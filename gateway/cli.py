@@ -506,6 +506,34 @@ def acl_assign(url: Url, client: Client, json: Json = False, config: ConfigFile 
     acl.assign(config, url, client, json=json)
 
 
+class Broker(StrEnum):
+    """A broker outside whose configuration can be written."""
+
+    MOSQUITTO = "mosquitto"
+
+
+@_command(acl_app, "install")
+def acl_install(
+    _broker: Annotated[Broker, typer.Argument(metavar="BROKER", help="mosquitto.", show_default=False)],
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option("--folder", metavar="DIR", help="mosquitto's folder, if not /etc/mosquitto.", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--print", help="Print the files, and write nothing.")] = False,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Write the configuration with which a broker outside goes by this gateway's rights, try it out, and say what to restart.
+
+    For example:
+      sudo ctxt acl install mosquitto --config /etc/ctxt-gateway/gateway.toml
+      ctxt acl install mosquitto --print
+    """
+    from gateway.commands import install
+
+    install.mosquitto(config, folder, show=show, json=json)
+
+
 # ---- the broker inside -------------------------------------------------------------------------------------------------
 
 

@@ -127,8 +127,8 @@ class Reply:
 class Effects:
     """What a batch did. `touched` are objects to store; `deltas` go out in order; `fresh` need their snapshot at once.
 
-    `heads`: objects of which more than data, version and status is to be stored. `gained` and `lost`: clients that may do more,
-    or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not.
+    `heads`: objects of which more than data, version and status is to be stored. `gained` and `lost`: clients that may do more
+    (or whose objects are forgotten), or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not.
     """
 
     __slots__ = (
@@ -1218,8 +1218,9 @@ class Engine:
         effects.touched.pop(obj, None)
         effects.purged.append(obj)
         self._dirty.pop(obj, None)
-        effects.lost.add(obj.reporter)
-        effects.lost.update(obj.grants or ())
+        # They have lost nothing that is still there; brokers that name each object forget this one.
+        effects.gained.add(obj.reporter)
+        effects.gained.update(obj.grants or ())
         self.objects.remove(obj)
         # Whoever makes an object here next need not be who was asked about before.
         self.rights.generation += 1

@@ -393,10 +393,10 @@ class Rights:
                 return True
         return False
 
-    def may_read_all(self, client: str, topic_filter: str) -> bool:
+    def may_read_all(self, client: str, topic_filter: str, compiled: Permissions | None = None) -> bool:
         """Whether a client may read whatever a filter matches, now and as long as rules and grants are as they are.
 
-        For brokers that ask once, at SUBSCRIBE. A shared subscription is judged as its filter.
+        `compiled`: the client's permissions, where they have been compiled since the last change. For brokers that ask once, at SUBSCRIBE. A shared subscription is judged as its filter.
         """
         try:
             share = split_share(topic_filter)
@@ -405,7 +405,7 @@ class Rights:
         wanted = share.topic_filter if share else topic_filter
         if "+" not in wanted and "#" not in wanted:
             return self.may_receive(client, wanted)
-        return self.permissions(client).reads_all(self._deep(wanted))
+        return (compiled or self.permissions(client)).reads_all(self._deep(wanted))
 
     def _deep(self, wanted: str) -> str:
         """`snapshot/#` as `snapshot/+/+/+/#`: an object topic has three levels at least, and nothing else is below these verbs."""

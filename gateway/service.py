@@ -34,6 +34,7 @@ from gateway.redelivery import Ring, mark_of
 from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
 from gateway.store import RING_TTL, Batch, Store, StoreError
 from gateway.topics import matches
+from gateway.web.errors import WebError
 from gateway.wire.packets import Property, Publish, Reason
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gateway.rights import Action
     from gateway.sessions import Restored
     from gateway.settings import Settings
+    from gateway.web.server import Web
 
 TICK = 0.1
 """Seconds between two looks at the clock: snapshots, staleness, presence, tombstones."""
@@ -139,6 +141,7 @@ class Service:
         patterns: list[str] | None = None,
         control: Control | None = None,
         enforcement: Enforcement | None = None,
+        web: Web | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
@@ -147,6 +150,7 @@ class Service:
         self._journal = link.journal
         self.control = control
         self._enforcement = enforcement
+        self.web = web
         self.rights = rights
         self._prefix = prefix + "/" if prefix else ""
         self._snapshots = self._prefix + "snapshot/"
@@ -214,6 +218,9 @@ class Service:
         self.failed = self._loop.create_future()
         if self._enforcement is not None:
             await self._enforcement.prepare()
+        if self.web is not None:
+            # Before the link: the broker may have to ask whether the gateway may come in.
+            await self.web.start()
         await self._link.start(self)
         if self._enforcement is not None:
             await self._enforcement.begin()
@@ -234,6 +241,8 @@ class Service:
             await self.control.stop()
         if self._enforcement is not None:
             await self._enforcement.stop()
+        if self.web is not None:
+            await self.web.stop()
         while (self._busy or self._waiting or self._checkpointing) and not self._has_failed():  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(0.005)
         self._closed = True
@@ -678,10 +687,7 @@ class Service:
     def _rights_changed(self, effects: Effects) -> None:
         """Some may do less, or more, than before: the broker is told. What has been opened to somebody is shown again."""
         if self._enforcement is not None:
-            # What ends with a tombstone is nobody's loss.
-            hurry = effects.everyone or (bool(effects.lost) and not effects.purged)
-            clients = None if effects.everyone else effects.gained | effects.lost
-            done = self._enforcement.concern(clients, hurry=hurry)
+            done = self._enforcement.concern(None if effects.everyone else effects.gained, effects.lost)
             if effects.opened:
                 done.add_done_callback(lambda _: self.show(effects.opened))
             return
@@ -1025,6 +1031,19 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
     )
 
 
+def _web(settings: Settings) -> Web | None:
+    """The web listener. Raises WebError where what it needs is not installed."""
+    if settings.web.place is None:
+        return None
+    try:
+        from gateway.web.server import Web  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise WebError(
+            f"web.listen needs what is not installed ({error.name}): pip install 'ctxt-gateway[web]'"
+        ) from error
+    return Web(*settings.web.place)
+
+
 def build(settings: Settings) -> Service:
     """The gateway that the settings describe, ready to be started; its store is open.
 
@@ -1034,6 +1053,7 @@ def build(settings: Settings) -> Service:
     rights = rights_of(settings, catalogue)
     store = Store(settings.state_dir, durability=settings.durability)
     try:
+        web = _web(settings)
         link: Link
         ring_length = settings.broker.receive_maximum
         enforcement = None
@@ -1041,7 +1061,7 @@ def build(settings: Settings) -> Service:
             link = beside = RemoteLink(remote(settings), gateway_id=settings.id, prefix=settings.topic_prefix)
             if settings.acl.plugin != NONE:
                 credentials = Credentials(settings.state_dir / "clients.db")
-                plugin = make(settings.acl.plugin, Context(settings, rights, credentials, beside.echo))
+                plugin = make(settings.acl.plugin, Context(settings, rights, credentials, beside.echo, web))
                 enforcement = Enforcement(plugin, rights, credentials)
             control = Control(settings.state_dir)
             ring_length = max(RING, ring_length)
@@ -1071,6 +1091,7 @@ def build(settings: Settings) -> Service:
             patterns=[entry.match for entry in settings.namespace],
             control=control,
             enforcement=enforcement,
+            web=web,
         )
     except BaseException:
         store.close()

@@ -533,6 +533,26 @@ def _escape(value: str) -> str:
     return value
 
 
+def _web_place(value: str) -> tuple[str, int]:
+    parts = urlsplit(value)
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+        raise ValueError("takes http://HOST:PORT")
+    return parts.hostname, parts.port if parts.port is not None else 80
+
+
+def _web_url(value: str) -> str:
+    if value:
+        _web_place(value)
+    return value
+
+
+def _management_url(value: str) -> str:
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username):
+        raise ValueError("takes http://HOST:PORT or https://HOST:PORT, and a path")
+    return value
+
+
 def _plugin_name(value: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", value):
         raise ValueError("takes the name of a plugin: up to 32 of a-z 0-9 _ -, a letter first")
@@ -614,6 +634,61 @@ class AclSettings(_Table):
         " answers EMQX, RabbitMQ, VerneMQ and mosquitto-go-auth, `nats` writes its users; or one that is installed beside"
         " the gateway. `none`: the broker's rules are kept by hand.",
     )
+
+
+class WebSettings(_Table):
+    """HTTP in the gateway's own process; needs the extra `web`: pip install 'ctxt-gateway[web]'."""
+
+    listen: Annotated[str, AfterValidator(_web_url)] = Field(
+        default="",
+        description="http://HOST:PORT; empty: no web listener.",
+        examples=["http://127.0.0.1:8080"],
+    )
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """Host and port, where it listens."""
+        return _web_place(self.listen) if self.listen else None
+
+
+class AuthoritySettings(_Table):
+    """How brokers ask over HTTP who may do what (`acl.plugin = "http"`), and how they are told to drop somebody."""
+
+    secret_file: FileOrNone = Field(
+        default=None,
+        description="File whose first line the broker has to know, at least 16 characters: `Authorization: Bearer …`, or as the"
+        " first part of the path below /acl/. Left out: only this machine may ask.",
+        examples=["/etc/ctxt-gateway/authority.secret"],
+    )
+    client_ids: Literal["named", "first"] = Field(
+        default="named",
+        description="Whose an MQTT client id is, and what the broker keeps for it. `named`: it must be the client's name, or begin"
+        " with it and one of `.` `:` `/` `@`, such as room-sensor:2, or be one that the broker makes up; `first`: that of whoever has"
+        " used it first since the gateway's start.",
+    )
+    certificates: StrictBool = Field(
+        default=False,
+        description="Whether a client that the broker knows by its certificate needs no password; its common name is its name.",
+    )
+    kick: Literal["none", "rabbitmq", "emqx", "vernemq"] = Field(
+        default="none",
+        description="By which broker's management API those are disconnected who have lost a right; `none` is right for"
+        " mosquitto-go-auth only, which asks at each delivery.",
+    )
+    management: Annotated[str, AfterValidator(_management_url)] = Field(
+        default="",
+        description="Its address: http://HOST:15672 (RabbitMQ), http://HOST:18083/api/v5 (EMQX), http://HOST:8888/api/v1 (VerneMQ).",
+        examples=["http://127.0.0.1:15672"],
+    )
+    management_user: str = Field(
+        default="", max_length=1024, description="Its user, or its API key.", examples=["gateway-kick"]
+    )
+    management_password_file: FileOrNone = Field(
+        default=None,
+        description="File whose first line is its password, or the API key's secret.",
+        examples=["/etc/ctxt-gateway/management.password"],
+    )
+    timeout: Seconds = Field(default=10.0, ge=1, le=120, description="How long it may take to answer.")
 
 
 class MosquittoSettings(_Table):
@@ -928,6 +1003,8 @@ class Settings(BaseSettings):
     acl: AclSettings = Field(default_factory=AclSettings)
     mosquitto: MosquittoSettings = Field(default_factory=MosquittoSettings)
     nats: NatsSettings = Field(default_factory=NatsSettings)
+    web: WebSettings = Field(default_factory=WebSettings)
+    authority: AuthoritySettings = Field(default_factory=AuthoritySettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
     groups: Annotated[Mapping[GroupName, tuple[ClientName, ...]], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({}),
@@ -1450,10 +1527,13 @@ def warnings(settings: Settings) -> list[str]:
         found.append("link: has no effect with the broker inside: set broker.url to a broker outside, or remove it")
     if outside is None and settings.acl != AclSettings():
         found.append("acl: has no effect with the broker inside, which asks for itself: remove it")
-    if settings.acl.plugin != "mosquitto" and settings.mosquitto != MosquittoSettings():
-        found.append('mosquitto: is for the ACL plugin of that name: set acl.plugin = "mosquitto", or remove it')
-    if settings.acl.plugin != "nats" and settings.nats != NatsSettings():
-        found.append('nats: is for the ACL plugin of that name: set acl.plugin = "nats", or remove it')
+    for plugin, table, given, default in (
+        ("mosquitto", "mosquitto", settings.mosquitto, MosquittoSettings()),
+        ("http", "authority", settings.authority, AuthoritySettings()),
+        ("nats", "nats", settings.nats, NatsSettings()),
+    ):
+        if settings.acl.plugin != plugin and given != default:
+            found.append(f'{table}: is for the ACL plugin {plugin}: set acl.plugin = "{plugin}", or remove it')
     reachable = [(f"listener[{i}].url", each.place) for i, each in enumerate(settings.listener)]
     if broker.listener is not None:
         reachable.insert(0, ("broker.url", Place("mqtt", *broker.listener, "")))

@@ -116,3 +116,50 @@ def overlaps(one: str, other: str) -> bool:
         return True
     longer, n = (a, len(b)) if len(a) > len(b) else (b, len(a))
     return longer[n] == "#" and len(longer) == n + 1
+
+
+# ---- brokers with characters of their own ----------------------------------------------------------------------------------
+
+PLAIN = "-._~!&'()*,;=:@"
+"""What stands as it is in an object's URL (RFC 3986): `%2E` in a topic can only come from the escape, `%20` from the URL too."""
+
+KEPT = 10_000
+LONGEST_KEPT = 1_200
+"""Topics whose plain form is kept, and their characters."""
+
+
+class Escape:
+    """Characters that a broker gives a meaning of its own, percent-encoded in topics there (`[link] topic_escape`)."""
+
+    def __init__(self, characters: str, prefix: str = "") -> None:
+        """`prefix`: what all topics of this gateway begin with, its `/` too: that is known, and comes back as it is."""
+        self._codes = [(each, f"%{ord(each):02X}") for each in characters]
+        self._back = [(code, each) for each, code in self._codes if each in PLAIN]
+        self._prefix = prefix
+        self._head = self.escaped(prefix)
+        self._known: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._codes)
+
+    def escaped(self, topic: str) -> str:
+        """A topic as it is on that broker."""
+        for character, code in self._codes:
+            topic = topic.replace(character, code)
+        return topic
+
+    def plain(self, topic: str) -> str:
+        """A topic of that broker as it is in the gateway. What is percent-encoded in an object's URL stays so."""
+        found = self._known.get(topic)
+        if found is None:
+            at_home = topic.startswith(self._head)
+            found = topic[len(self._head) :] if at_home else topic
+            for code, character in self._back:
+                found = found.replace(code, character)
+            if at_home:
+                found = self._prefix + found
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            if len(topic) <= LONGEST_KEPT:
+                self._known[topic] = found
+        return found

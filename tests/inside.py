@@ -149,8 +149,9 @@ class Client:
         will: Any = None,
         clean: bool | None = None,
         returns: bool = True,
+        login: tuple[str, str] | None = None,
     ) -> None:
-        """`returns`: a client that was refused or has lost its connection tries again."""
+        """`returns`: a client that was refused or has lost its connection tries again; `login`: another name and password."""
         self.heard: list[tuple[str, bytes, int, bool]] = []
         self.reasons: dict[int, tuple[int, str]] = {}
         self.granted: dict[int, list[int]] = {}
@@ -163,8 +164,8 @@ class Client:
             clean_session=clean,
             reconnect_on_failure=returns,
         )
-        if name is not None:
-            self.paho.username_pw_set(name, PASSWORD)
+        if name is not None or login is not None:
+            self.paho.username_pw_set(*(login or (name, PASSWORD)))
         if will is not None:
             self.paho.will_set(*will)
         self.connected: int | None = None

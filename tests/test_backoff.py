@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import backoff
 from gateway.acl.embedded import EmbeddedAcl
+from gateway.backoff import Backoff
 from gateway.broker.house import Limits, Peer, Refusal
 from gateway.broker.listeners import Listener
 from gateway.credentials import Credentials
-from gateway.links import backoff
-from gateway.links.backoff import Backoff
 from gateway.links.local import Entrance, LocalLink
 from gateway.wire.packets import Connack, Connect, Pingreq, Pingresp, Publish
 from tests.broker.world import RawClient, close_all, run

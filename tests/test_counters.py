@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway import control
+from gateway.acl.enforcement import Enforcement
+from gateway.acl.plugin import BUILT_IN, Context, make
 from gateway.counts import Histogram
+from gateway.credentials import Credentials
 from gateway.links.dial import Way
 from gateway.links.remote import Remote, RemoteLink
+from gateway.objects import Objects
+from gateway.rights import Rights
+from gateway.settings import load
 from tests.inside import Client, Inside, clients, inside
 from tests.test_control import answer, ctxt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.counts import Family
 
 DOCS = (Path(__file__).resolve().parent.parent / "docs/counters.md").read_text()
 VALUE_VIEW = """
@@ -42,12 +54,27 @@ def reported(client: Client, payload: Any, object_name: str = "room", **rest: An
     return client.report(f"{client.name}/{object_name}", payload, **rest)[0]
 
 
+def of_plugins(folder: Path) -> Iterator[Family]:
+    """What is counted where an ACL plugin is in use; by each of those that come with the gateway."""
+    settings = load(None, {"CTXT_STATE_DIR": str(folder), "CTXT_LINK__USERNAME": "gateway"})
+    rights = Rights((), (), Objects())
+    with closing(Credentials(folder / "plugins.db")) as credentials:
+        context = Context(settings, rights, credentials)
+        seen: set[str] = set()
+        for name in BUILT_IN:
+            for family in Enforcement(make(name, context), rights, credentials).families():
+                if family.name not in seen:
+                    seen.add(family.name)
+                    yield family
+
+
 def test_every_counter_is_documented_as_it_is_and_no_other_one(tmp_path: Path) -> None:
     with inside(tmp_path) as gateway:
         found = answer(gateway, "counters")
     assert {item["kind"] for item in found} == {"counter", "gauge", "histogram"}
     outside = RemoteLink(Remote(Way("mqtt", "broker.home.local", 1883), "gateway1"), gateway_id="gateway1")
     found += [family.item() for family in outside.families()]
+    found += [family.item() for family in of_plugins(tmp_path)]
     for item in found:
         label = f"`{item['label']}`" if "label" in item else ""
         assert f"| `{item['name']}` | {item['kind']} | {label} | {item['help']} |\n" in DOCS

@@ -644,15 +644,17 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
     default = load(None, HOME)
     shown = orjson.loads(show(settings, json=True))
     for key, value in orjson.loads(show(default, json=True)).items():
-        if key in ("link", "mosquitto"):
-            # A file that is left out by default is shown with an example.
-            assert {name: shown[key][name] for name, item in value.items() if item is not None}.items() <= value.items()
+        if key in ("link", "mosquitto", "authority", "web"):
+            # What is left out by default is shown with an example.
+            assert {
+                name: shown[key][name] for name, item in value.items() if item not in (None, "")
+            }.items() <= value.items()
         elif key not in ("namespace", "topic", "groups", "listener"):
             assert shown[key] == value, key
     assert settings.namespace[-1] == default.namespace[0]
     assert len(settings.namespace) == 2
     assert len(settings.topic) == 1
-    assert [each.split(":")[0] for each in warnings(settings)] == ["link", "mosquitto"], (
+    assert [each.split(":")[0] for each in warnings(settings)] == ["link", "mosquitto", "authority"], (
         "their examples are of no use to the broker inside"
     )
 
@@ -728,11 +730,11 @@ def test_shown_as_json_durations_are_seconds_and_sizes_bytes(tmp_path: Path) -> 
 
 
 def test_a_password_in_a_url_is_masked_when_shown(tmp_path: Path) -> None:
-    url = "hyperty-catalogue://user:secret@catalogue.home.local/.well-known/dataschema/Context"
+    url = "hyperty-catalogue://user:hidden99@catalogue.home.local/.well-known/dataschema/Context"
     settings = from_text(tmp_path, f'[[namespace]]\nmatch = "ctxt://a/**"\nschema = "{url}"\n')
     assert settings.namespace[0].schema_name == url
     for text in (show(settings, json=False), show(settings, json=True)):
-        assert "secret" not in text
+        assert "hidden99" not in text
         assert "://****@catalogue" in text
 
 

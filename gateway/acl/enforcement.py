@@ -47,6 +47,7 @@ class Enforcement:
         self.enforced = 0
         self.failed = 0
         self._concerned: set[str] | None = set()
+        self._lost: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._more = asyncio.Event()
@@ -78,7 +79,7 @@ class Enforcement:
         """Clients were added, removed, disabled or given another password: return when the broker knows. Raises AclError."""
         changed = self._look()
         if changed:
-            await self.concern(changed, hurry=True)
+            await self.concern((), changed)
 
     def _look(self) -> set[str]:
         """Read the clients again; those of whom something is different. A disabled one may do nothing from now on."""
@@ -96,17 +97,23 @@ class Enforcement:
                 _log.error("%s", error)  # it says what is the matter
                 continue
             if changed:
-                self.concern(changed, hurry=True)
+                self.concern((), changed)
 
-    def concern(self, clients: Iterable[str] | None, *, hurry: bool = False) -> asyncio.Future[None]:
-        """These clients' permissions have changed (None: anybody's). Done when the broker decides by them; AclError where it may not.
+    def concern(
+        self, clients: Iterable[str] | None, lost: Iterable[str] = (), *, hurry: bool = False
+    ) -> asyncio.Future[None]:
+        """The permissions of `clients` (None: anybody's) and `lost` have changed; the latter may do less than before.
 
-        `hurry`: somebody has lost something, or waits for it: at once, else with what comes in the next moments.
+        Done when the broker decides by them; AclError where it may not. `hurry`: somebody waits for it: at once, as where
+        somebody has lost something, else with what comes in the next moments.
         """
+        self._lost.update(lost)
         if clients is None:
             self._concerned = None
         elif self._concerned is not None:
             self._concerned.update(clients)
+            self._concerned |= self._lost
+        hurry = hurry or clients is None or bool(self._lost)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever does not look at how it ends need not: it is logged.
         waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -129,9 +136,10 @@ class Enforcement:
             self._hurry.clear()
             began = clock()
             concerned, self._concerned = self._concerned, set()
+            lost, self._lost = self._lost, set()
             waiting, self._waiting = self._waiting, []
             try:
-                await self.plugin.enforce(None if concerned is None else frozenset(concerned))
+                await self.plugin.enforce(None if concerned is None else frozenset(concerned), frozenset(lost))
             except Exception as found:  # noqa: BLE001  # a plugin may be anybody's; what it has not done is tried again
                 error = found if isinstance(found, AclError) else AclError(f"the ACL plugin has failed: {found!r}")
                 self.failed += 1
@@ -143,6 +151,7 @@ class Enforcement:
                     self._concerned = None
                 else:
                     self._concerned |= concerned
+                self._lost |= lost
                 await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
                 failures += 1
                 self._more.set()

@@ -5,7 +5,8 @@ the `pattern` lines, again `deny` first; what nothing allows is refused. It asks
 as it likes. What everybody may is said once, in patterns; a user's section has what it may beyond, or may not.
 
 mosquitto reads the files when it is sent SIGHUP. Each version of them has a number, and lets the gateway write on a topic of that
-number: when its own message there comes back, mosquitto goes by that version.
+number: when its own message there comes back, mosquitto goes by that version. No version lets it write on `never`: a mosquitto that
+could not read its ACL file at a SIGHUP lets everybody do everything (measured), and is found out by that, at the latest within `WATCH`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ MANY = 1_000
 
 ASKED = 5.0
 """Seconds that mosquitto may take to pass a message of the gateway on to itself."""
+
+WATCH = 30.0
+"""Seconds between two looks whether mosquitto still goes by the rules: others may send it SIGHUP, log rotation does."""
+
+NUDGE = 1.0
+"""Seconds after which the file is touched again where mosquitto has not read it."""
 
 FIRST_LOOK, LONGEST_LOOK = 0.001, 0.1
 """Seconds between two attempts to find out whether it has read the files."""
@@ -104,6 +111,10 @@ class MosquittoAcl:
         self._unheard: set[str] = set()
         self._due = True
         self._told: set[str] = set()
+        self._open = False
+        self._asking = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
+        self.enforced = False
         self.reloads = 0
         self.seconds = 0.0
 
@@ -127,8 +138,9 @@ class MosquittoAcl:
         if not await self._goes_by_it():
             await self._reload()
         self._due = False
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
-    async def enforce(self, clients: frozenset[str] | None) -> None:
+    async def enforce(self, clients: frozenset[str] | None, _lost: frozenset[str]) -> None:
         """Write what is different, have it read, and return when mosquitto goes by it."""
         if clients is not None:
             clients |= self._by_objects
@@ -144,6 +156,24 @@ class MosquittoAcl:
 
     async def stop(self) -> None:
         """The files stay."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Look now and then whether mosquitto goes by the rules; have it read them again where it does not."""
+        while True:
+            await asyncio.sleep(WATCH)
+            try:
+                # While something is being changed that is looked at anyway.
+                if not self._due and not await self._goes_by_it() and not self._due:
+                    _log.error(
+                        "mosquitto does not go by the rules any more: %s; it is told to read them again",
+                        self._suspect(),
+                    )
+                    await self._reload()
+            except AclError as error:
+                _log.error("%s", error)
 
     async def ask(self, _client: str, _action: Action, _topic: str) -> bool | None:
         """Mosquitto cannot be asked."""
@@ -172,6 +202,9 @@ class MosquittoAcl:
 
     def families(self) -> Iterator[Family]:
         """What is counted here."""
+        yield gauge(
+            "ctxt_acl_enforced", "Whether mosquitto was seen going by the rules last: 1 or 0.", int(self.enforced)
+        )
         yield counter("ctxt_acl_reloads_total", "Times that mosquitto has read its files again.", self.reloads)
         yield counter("ctxt_acl_reload_seconds_total", "Seconds until it went by them.", self.seconds)
         lines = [section.count("\n") for section in self._sections.values()]
@@ -279,19 +312,28 @@ class MosquittoAcl:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await self._signal(must=True)
-        pause = FIRST_LOOK
+        pause, nudged = FIRST_LOOK, began
         while not await self._goes_by_it():
             if loop.time() - began > self._settings.timeout:
                 raise AclError(
                     f"mosquitto does not go by version {self._number} of the rules after {self._settings.timeout:g} s: "
                     f"{self._suspect()}"
                 )
+            if loop.time() - nudged > NUDGE:
+                # Who waits for the file to change may have looked away when it did.
+                nudged = loop.time()
+                os.utime(self._folder / ACL_FILE)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_LOOK)
         self.reloads += 1
         self.seconds += loop.time() - began
 
     def _suspect(self) -> str:
+        if self._open:
+            return (
+                "it lets the gateway write what they forbid, so everybody may do everything: it could not read its acl_file when it "
+                f"was told to, or has another one; see its log, and whether its user can read {self._folder / ACL_FILE} or the copy"
+            )
         files = f"acl_file {self._folder / ACL_FILE} and password_file {self._folder / PASSWORD_FILE}"
         if self._settings.pid_file is not None or self._settings.reload_command:
             return f"see in its log whether it can read {files}, or copies of them, and has them in its settings"
@@ -305,11 +347,15 @@ class MosquittoAcl:
         number = str(self._number)
         if self._echo is None:
             raise AclError("it cannot be seen whether mosquitto goes by the new rules: there is no link to it")
+        self.enforced = False
         try:
-            heard = await self._echo((NEVER, number, ALWAYS), ASKED)
+            async with self._asking:
+                heard = await self._echo((NEVER, number, ALWAYS), ASKED)
         except CtxtError as error:
-            raise AclError(f"it cannot be seen whether mosquitto goes by the new rules: {error}") from error
-        return NEVER not in heard and number in heard
+            raise AclError(f"it cannot be seen whether mosquitto goes by the rules: {error}") from error
+        self._open = NEVER in heard
+        self.enforced = not self._open and number in heard
+        return self.enforced
 
     async def _signal(self, *, must: bool) -> None:
         """Send SIGHUP, in the way that the settings say. `must`: raises AclError where that cannot be done."""
@@ -490,7 +536,10 @@ def _process(path: Path) -> int:
     number = int(path.read_text()[:20])
     if number <= 1:
         raise AclError(f"{path} has no process in it: is mosquitto running?")
-    name = Path(f"/proc/{number}/comm").read_text().strip()
+    try:
+        name = Path(f"/proc/{number}/comm").read_text().strip()
+    except FileNotFoundError:
+        raise AclError(f"{path} names process {number}, which is gone: is mosquitto running?") from None
     # A pid file that was left behind may name anybody's process by now.
     if name != NAME:
         raise AclError(f"{path} names process {number}, and that is {name!r}: is mosquitto running?")

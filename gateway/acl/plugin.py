@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.credentials import Credentials
     from gateway.rights import Action, Rights
     from gateway.settings import Settings
+    from gateway.web.server import Web
 
 NONE = "none"
 """What `[acl] plugin` says where there is none."""
@@ -30,7 +31,6 @@ GROUP = "ctxt_gateway.acl"
 BUILT_IN = {
     "http": "gateway.acl.http:HttpAcl",
     "mosquitto": "gateway.acl.mosquitto:MosquittoAcl",
-    "nats": "gateway.acl.nats:NatsAcl",
 }
 """The plugins for brokers outside that come with the gateway. The broker inside needs none: it asks `acl/embedded.py`."""
 
@@ -48,6 +48,8 @@ class Context(NamedTuple):
     """The clients; with `entries`, their passwords in the broker's own format."""
     echo: Callable[[Sequence[str], float], Awaitable[list[str]]] | None = None
     """`RemoteLink.echo`: what the broker lets the gateway write at this moment."""
+    web: Web | None = None
+    """The web listener, where `[web] listen` names one: a plugin that brokers ask mounts itself there."""
 
 
 class AclPlugin(Protocol):
@@ -63,10 +65,11 @@ class AclPlugin(Protocol):
     async def joined(self) -> None:
         """The link is connected: what needs a connection, a canary among them, can be done now. Raises AclError."""
 
-    async def enforce(self, clients: frozenset[str] | None) -> None:
+    async def enforce(self, clients: frozenset[str] | None, lost: frozenset[str]) -> None:
         """Return when the broker decides by the rights as they were when this was called, or later ones.
 
-        `clients`: those whose permissions may be different now; None: anybody's. Whoever lost something gets nothing more
+        `clients`: those whose permissions may be different now; None: anybody's. `lost`: those of them of whom it is known that they
+        may do less, or log in otherwise; of `None` it may be anybody. Whoever lost something gets nothing more
         of it when this returns: a broker that asks only at SUBSCRIBE, or remembers answers, has their connections closed,
         and nobody else's. Raises AclError where it cannot be known whether the broker enforces it; the caller then says so
         to whoever asked and tries again.

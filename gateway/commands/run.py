@@ -28,6 +28,7 @@ from gateway.links.link import LinkError, TakenOverError
 from gateway.service import Service, build
 from gateway.settings import load, warnings
 from gateway.store import StoreError
+from gateway.web.errors import WebError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +85,7 @@ def built(settings: Settings) -> Service:
         return build(settings)
     except (CatalogueError, AclError) as error:
         raise CommandError(Exit.CONFIG, str(error)) from error
-    except (StoreError, CredentialsError) as error:
+    except (StoreError, CredentialsError, WebError) as error:
         raise CommandError(Exit.IO, str(error)) from error
 
 
@@ -125,6 +126,10 @@ async def _serve(settings: Settings, path: Path | None) -> None:
         waiting.cancel()
         await _stop(service)
         raise CommandError(Exit.CONFIG, str(error)) from error
+    except WebError as error:
+        waiting.cancel()
+        await _stop(service)
+        raise CommandError(Exit.IO, str(error)) from error
     except LinkError as error:
         waiting.cancel()
         await _stop(service)

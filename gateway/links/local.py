@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.backoff import Backoff
 from gateway.broker import counters
 from gateway.broker.house import Refusal
 from gateway.broker.listeners import Listener, ListenError, address_group
 from gateway.broker.server import Broker
 from gateway.credentials import ClientNameError, check_name
-from gateway.links.backoff import Backoff
 from gateway.links.link import LinkError
 from gateway.rights import ANONYMOUS, STATISTICS
 from gateway.wire.packets import Reason

@@ -24,6 +24,11 @@ AUTOSAVE = 1_800
 
 _PORT = "1883"
 
+_NAMELESS = (
+    "a listener without use_username_as_clientid true of its own: whoever may connect there can take another's place, and what"
+    " was queued for it, by using its client id"
+)
+
 
 class Line(NamedTuple):
     """One setting: where it stands, its name, the rest of the line."""
@@ -109,11 +114,7 @@ def _traps(found: list[Line]) -> Iterator[tuple[Line, str]]:
             if listener is not None and web and not bound and len(listener.value.split()) > 1:
                 yield listener, "a WebSocket listener without socket_domain is open on every address of the machine"
             if not named and (listener is not None or (line is None and not seen and found)):
-                yield (
-                    listener or found[0],
-                    "a listener without use_username_as_clientid true of its own: whoever may connect there can take another's "
-                    "place, and what was queued for it, by using its client id",
-                )
+                yield listener or found[0], _NAMELESS
             listener, web, bound, named = line, False, False, False
             seen |= line is not None
         elif line.name == "protocol":

@@ -21,6 +21,7 @@ import orjson
 from gateway.counts import counter, counters, gauge
 from gateway.links.dial import DialError, dial
 from gateway.links.link import LinkError, TakenOverError
+from gateway.topics import Escape
 from gateway.wire.codec import Decoder, encode, encode_properties, encode_puback, encode_publish
 from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import (
@@ -113,10 +114,6 @@ TOPICS = 65_536
 LONG_TOPIC = 32
 """Bytes of a topic that is worth a topic alias."""
 
-UNESCAPED = 10_000
-LONGEST_KEPT = 1_200
-"""Topics whose plain form is kept, and their characters."""
-
 FLUSH = 2.0
 """Seconds that the broker has to acknowledge the last messages when the gateway stops."""
 
@@ -137,8 +134,6 @@ REFUSED_FOR_GOOD = frozenset(
 LARGEST_PACKET = 268_435_460
 """The largest packet that MQTT has, with its fixed header."""
 
-PLAIN = "-._~!&'()*,;=:@"
-"""Characters, besides letters and digits, that stand in an object's URL as they are."""
 
 _T = TypeVar("_T")
 _A = TypeVar("_A", Suback, Unsuback)
@@ -400,10 +395,7 @@ class RemoteLink:
         self._echo_head = f"{head}replica/{gateway_id}/acl/"
         self._owned = tuple(f"{head}{verb}/" for verb in OWNED)
         self._commands = (f"{head}report/", f"{head}request/")
-        self._escapes = [(each, f"%{ord(each):02X}") for each in remote.escape]
-        self._unescapes = [(code, each) for each, code in self._escapes if each in PLAIN]
-        self._escaped_head = self._escaped(head).decode()
-        self._plain: dict[str, str] = {}
+        self._escape = Escape(remote.escape, head)
         self._level = 4 if remote.protocol == "3.1.1" else 5
         self._receiver: Receiver | None = None
         self._wire: Wire | None = None
@@ -689,25 +681,7 @@ class RemoteLink:
         self._hand_over()
 
     def _escaped(self, topic: str) -> bytes:
-        for character, code in self._escapes:
-            topic = topic.replace(character, code)
-        return topic.encode()
-
-    def _unescaped(self, topic: str) -> str:
-        plain = self._plain.get(topic)
-        if plain is None:
-            # Its own prefix is known; below it, what is percent-encoded in an object's URL stays so.
-            at_home = topic.startswith(self._escaped_head)
-            plain = topic[len(self._escaped_head) :] if at_home else topic
-            for code, character in self._unescapes:
-                plain = plain.replace(code, character)
-            if at_home:
-                plain = self._head + plain
-            if len(self._plain) >= UNESCAPED:
-                self._plain.clear()
-            if len(topic) <= LONGEST_KEPT:
-                self._plain[topic] = plain
-        return plain
+        return self._escape.escaped(topic).encode()
 
     # ---- in ------------------------------------------------------------------------------------------------------------
 
@@ -720,8 +694,8 @@ class RemoteLink:
         for packet in packets:
             if type(packet) is Publish:
                 packet.origin = wire
-                if self._escapes:
-                    packet.topic = self._unescaped(packet.topic)
+                if self._escape:
+                    packet.topic = self._escape.plain(packet.topic)
                 if (packet.topic.startswith(owned) and not packet.retain and not self._clearing) or self._passes(
                     packet
                 ):
@@ -985,7 +959,7 @@ class RemoteLink:
             keep_alive=remote.keep_alive,
             username=remote.username,
             password=self._password(),
-            will=Will(self._escaped(self._own_topic).decode(), will, 1, True),
+            will=Will(self._escape.escaped(self._own_topic), will, 1, True),
             properties=properties,
         )
 
@@ -1075,7 +1049,7 @@ class RemoteLink:
                     f"{self._remote.way} lets clients without a name write what only the gateway may write: close it "
                     "(config/mosquitto shows how), or set link.open = true where nothing needs to be believed"
                 )
-            unsubscribe = Unsubscribe(self._free_id(), [self._escaped(topic).decode() for topic in retained])
+            unsubscribe = Unsubscribe(self._free_id(), [self._escape.escaped(topic) for topic in retained])
             await self._ask(wire, unsubscribe, Unsuback)
             self._epoch = receiver.begin(self._seen, self._kept[0])
             self._begun = True
@@ -1126,7 +1100,7 @@ class RemoteLink:
     async def _subscribe(self, wire: Wire, filters: Iterable[str], *, qos: int, as_published: bool = False) -> None:
         """`as_published`: RETAIN tells what the sender has set, else whether the broker had kept the message."""
         subscriptions = [
-            Subscription(self._escaped(topic).decode(), qos, retain_as_published=as_published) for topic in filters
+            Subscription(self._escape.escaped(topic), qos, retain_as_published=as_published) for topic in filters
         ]
         answer = await self._ask(wire, Subscribe(self._free_id(), subscriptions), Suback)
         if len(answer.reasons) != len(subscriptions):

@@ -78,6 +78,8 @@ class Site:
     escape: Callable[[str], str] = lambda topic: topic
     plain: Callable[[str], str] = lambda topic: topic
     """The opposite."""
+    own_id: Callable[[str, str], str] = lambda _name, client_id: client_id
+    """What a client has to take for a client id of its own."""
     open_clients: list[Client] = field(default_factory=list)
 
     def client(self, name: str | None, **rest: Any) -> Client:
@@ -116,10 +118,12 @@ class Site:
         client.paho.publish(self.escape(topic), payload, qos=qos, retain=retain)
 
     def listen(self, client: Client, *filters: str, qos: int = 0) -> None:
-        """Subscribe to each, whatever the broker thinks of it."""
+        """Subscribe to each, whatever the broker thinks of it: some end the connection."""
         for each in filters:
-            with contextlib.suppress(AssertionError):
-                client.subscribe(self.escape(each), qos=qos)
+            _, mid = client.paho.subscribe(self.escape(each), qos=qos)
+            deadline = time.monotonic() + 10
+            while mid not in client.granted and client.paho.is_connected() and time.monotonic() < deadline:
+                time.sleep(0.002)
 
     def report(self, client: Client, topic: str, value: Any) -> None:
         """Report, and see that the gateway has taken it."""
@@ -290,7 +294,7 @@ def will_after_transfer(site: Site) -> str:
         site.port,
         "bob",
         version=site.version,
-        client_id="dying",
+        client_id=site.own_id("bob", "dying"),
         returns=False,
         will=(site.escape("report/bob/ctxt/home.local/lent"), reading(666), 1, False),
     )
@@ -347,15 +351,28 @@ def wide_filters(site: Site) -> str:
 
 def closed_below_open(site: Site) -> str:
     """`room` may be observed, `room/temperature` is a closed object of its own."""
-    dash = site.client("dash")
-    site.listen(dash, f"snapshot/{ROOM}", f"delta/{ROOM}", f"snapshot/{INNER}", f"delta/{INNER}")
-    site.listen(dash, f"snapshot/{ROOM}/#", f"delta/{ROOM}/#", "snapshot/#", "delta/#")
+    # Some brokers close the connection of whoever asks for too much.
+    dash, greedy = site.client("dash"), site.client("dash")
+    site.listen(dash, f"snapshot/{ROOM}", f"delta/{ROOM}")
+    for wanted in (
+        f"snapshot/{INNER}",
+        f"delta/{INNER}",
+        f"snapshot/{ROOM}/#",
+        f"delta/{ROOM}/#",
+        "snapshot/#",
+        "delta/#",
+    ):
+        if not greedy.paho.is_connected():
+            greedy = site.client("dash")
+        site.listen(greedy, wanted)
     site.report(site.alice, INNER, time.monotonic_ns())
     site.report(site.alice, ROOM, time.monotonic_ns())
     site.settle()
     if not leaked(dash, f"delta/{site.escape(ROOM)}"):
         return "room itself is not delivered"
-    return leaked(dash, "room/temperature ")
+    return next(
+        filter(None, (leaked(each, "room/temperature ") for each in site.open_clients if each.name == "dash")), ""
+    )
 
 
 def anothers_share(site: Site) -> str:
@@ -511,20 +528,21 @@ def wrong_password(site: Site) -> str:
 def anothers_session(site: Site) -> str:
     """Under another's client id nobody gets, or takes away, what waits there."""
     room = "ctxt/home.local/room"
-    dash = site.client("dash", version=4, client_id="panel", clean=False)
+    panel = site.own_id("dash", "panel")
+    dash = site.client("dash", version=4, client_id=panel, clean=False)
     site.listen(dash, f"delta/{room}", qos=1)
     dash.close()
     time.sleep(0.2)
     site.report(site.alice, room, 4711)
-    mallory = site.client("mallory", version=4, client_id="panel", clean=False)
+    mallory = site.client("mallory", version=4, client_id=panel, clean=False)
     site.settle()
     heard = leaked(mallory, "4711")
     mallory.close()
-    back = site.client("dash", version=4, client_id="panel", clean=False)
+    back = site.client("dash", version=4, client_id=panel, clean=False)
     site.settle()
     missing = "" if leaked(back, "4711") else "what waited for dash is gone"
     back.close()
-    site.client("dash", version=4, client_id="panel").close()
+    site.client("dash", version=4, client_id=panel).close()
     return heard or missing
 
 

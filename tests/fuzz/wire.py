@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,8 @@ def fuzz(seconds: int, findings: Path, corpus: Path | None = None) -> Report:
         log = start(
             f"-max_total_time={seconds}",
             f"-artifact_prefix={findings.resolve()}/",
-            f"-rss_limit_mb={MEMORY}",
+            # A new process begins with the highest memory that its parent ever had, and libFuzzer takes that for its own.
+            f"-rss_limit_mb={MEMORY + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}",
             f"-max_len={LONGEST}",
             "-timeout=20",
             "-print_final_stats=1",
