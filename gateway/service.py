@@ -17,7 +17,7 @@ import gateway
 from gateway import messages
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.acl.enforcement import Enforcement
-from gateway.acl.plugin import NONE, Context, make
+from gateway.acl.plugin import NONE, Context, keeps, make
 from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from gateway.sessions import Restored
     from gateway.settings import Settings
     from gateway.web.server import Web
+
+PATIENCE = 5.0
+"""Seconds in which a broker that the gateway tells whom to admit may refuse the gateway itself, at the start."""
 
 TICK = 0.1
 """Seconds between two looks at the clock: snapshots, staleness, presence, tombstones."""
@@ -1014,6 +1017,7 @@ def remote(settings: Settings) -> Remote:
         receive_maximum=settings.broker.receive_maximum,
         escape=link.topic_escape,
         open=link.open,
+        patience=PATIENCE if keeps(settings.acl.plugin) else 0.0,
     )
 
 

@@ -91,7 +91,10 @@ class Reload(NamedTuple):
         number = int(path.read_text()[:20])
         if number <= 1:
             raise AclError(f"{path} has no process in it: is {self.program} running?")
-        name = Path(f"/proc/{number}/comm").read_text().strip()
+        try:
+            name = Path(f"/proc/{number}/comm").read_text().strip()
+        except FileNotFoundError:
+            raise AclError(f"{path} names process {number}, which is gone: is {self.program} running?") from None
         # A pid file that was left behind may name anybody's process by now.
         if name != self.program[:15]:
             raise AclError(f"{path} names process {number}, and that is {name!r}: is {self.program} running?")

@@ -16,6 +16,7 @@ import asyncio
 import json
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import bcrypt
@@ -59,6 +60,9 @@ ASKED = 5.0
 
 FIRST_LOOK, LONGEST_LOOK = 0.001, 0.1
 """Seconds between two attempts to find out whether it has read the file."""
+
+SETTLE, LONGEST_SETTLE = 0.03, 1.0
+"""Seconds after the proof in which it is still busy with the reload: who subscribes at QoS 1 then waits for 4 s, and is refused."""
 
 NEVER, ALWAYS = "never", "always"
 """Below the gateway's own topic: what no version of the file lets it write, and what each does."""
@@ -125,11 +129,9 @@ class NatsAcl:
             if self._due:
                 await self._write(frozenset())
                 if self._tell.known:
-                    try:
+                    # It may not run yet, and reads the file when it does.
+                    with suppress(AclError):
                         await self._tell()
-                    except AclError:
-                        # It may not run yet, and reads the file when it does.
-                        pass
         except OSError as error:
             raise AclError(f"cannot write {self._file}: {error.strerror or error}") from error
 
@@ -139,7 +141,7 @@ class NatsAcl:
             await self._apply()
         self._due = False
 
-    async def enforce(self, clients: frozenset[str] | None) -> None:
+    async def enforce(self, clients: frozenset[str] | None, _lost: frozenset[str]) -> None:
         """Write what is different, have it read, and return when nats-server goes by it."""
         await self._compile(None if clients is None else clients | self._by_objects)
         if self._due:
@@ -149,12 +151,10 @@ class NatsAcl:
     async def stop(self) -> None:
         """The file stays, with everybody in it."""
         if not self._whole:
-            try:
+            # Else it is done at the next start.
+            with suppress(OSError, AclError):
                 await self._write(frozenset())
                 await self._tell()
-            except (OSError, AclError):
-                # It is done at the next start.
-                pass
 
     async def ask(self, _client: str, _action: Action, _topic: str) -> bool | None:
         """nats-server cannot be asked."""
@@ -261,18 +261,20 @@ class NatsAcl:
         loop = asyncio.get_running_loop()
         began = loop.time()
         kicked = frozenset(self._kicked)
+        took = 0.0
         for without in (kicked, frozenset[str]()):
             try:
                 await self._write(without)
             except OSError as error:
                 raise AclError(f"cannot write {self._file}: {error.strerror or error}") from error
-            await self._reload()
+            took = await self._reload()
         self._kicked -= kicked
+        await asyncio.sleep(min(max(SETTLE, 3 * took), LONGEST_SETTLE))
         self.kicks += len(kicked)
         self.seconds += loop.time() - began
 
-    async def _reload(self) -> None:
-        """Have it read the file, and wait until it goes by it. Raises AclError."""
+    async def _reload(self) -> float:
+        """Have it read the file, and wait until it goes by it: seconds. Raises AclError."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         if self._tell.known:
@@ -291,6 +293,7 @@ class NatsAcl:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_LOOK)
         self.reloads += 1
+        return loop.time() - began
 
     async def _goes_by_it(self) -> bool:
         """Whether nats-server lets the gateway write on what this version of the file opens, and on nothing else. Raises AclError."""
@@ -337,15 +340,15 @@ class Subjects:
         return found[0]
 
     def _joined(self, levels: list[str]) -> tuple[str] | None:
-        tokens = []
+        parts = []
         for level in levels:
-            token = {"+": "*", "#": ">"}.get(level) or level.translate(self._codes)
-            # Whatever the escapes are, a token is one token.
+            part = {"+": "*", "#": ">"}.get(level) or level.translate(self._codes)
+            # Whatever the escapes are, a level is one part of a subject.
             literal = level not in ("+", "#")
-            if not token or (literal and (token in "*>" or any(each <= " " or each in ".\x7f" for each in token))):
+            if not part or (literal and (part in "*>" or any(each <= " " or each in ".\x7f" for each in part))):
                 return None
-            tokens.append(token)
-        return (".".join(tokens),)
+            parts.append(part)
+        return (".".join(parts),)
 
 
 class User(NamedTuple):
@@ -388,7 +391,9 @@ def readable(mine: Permissions, rights: Rights, name: str) -> tuple[list[str], b
     permission to subscribe to `a.>`, which an MQTT client can do where `a` itself is open to it.
     """
     receive = list(mine.receive)
-    parts = [one for one in receive if any(overlaps(hole, one) for hole in mine.deny)]
+    # Of what is denied only that matters which something can be in.
+    holes = [hole for hole in mine.deny if any(overlaps(hole, each) for each in mine.closed)]
+    parts = [one for one in receive if any(overlaps(hole, one) for hole in holes)]
     kept: dict[str, None] = dict.fromkeys(one for one in receive if one not in parts)
     listed = mine.listed or bool(parts)
     while True:
@@ -424,9 +429,7 @@ def lost(before: Iterable[str], after: Iterable[str]) -> bool:
     """Whether something could be subscribed to before and cannot now."""
     now = set(after)
     filters = [_filter(subject) for subject in now]
-    return any(
-        subject not in now and not any(covers(one, _filter(subject)) for one in filters) for subject in before
-    )
+    return any(subject not in now and not any(covers(one, _filter(subject)) for one in filters) for subject in before)
 
 
 def _filter(subject: str) -> str:
