@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.acl.plugin import AclError
 from gateway.credentials import valid_client
-from gateway.engine import PROBES, Refused
+from gateway.effects import Refused
+from gateway.engine import PROBES
 from gateway.errors import CtxtError
 from gateway.explain import why
 from gateway.messages import rfc3339
@@ -20,7 +21,7 @@ from gateway.rights import ACTIONS, ANONYMOUS
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from gateway.engine import Effects
+    from gateway.effects import Effects
     from gateway.objects import DataObject
     from gateway.service import Service
     from gateway.settings import Settings

@@ -6,17 +6,17 @@ transaction and only then lets anything out (see service.py): nothing is visible
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from gateway import messages
-from gateway.address import Address, AddressError, is_normal_topic, normal_prefix
+from gateway.address import Address, AddressError, is_normal_topic
 from gateway.counts import counter, counters, gauge
+from gateway.effects import Effects, Refused, Reply
 from gateway.messages import PayloadError, rfc3339
 from gateway.objects import (
     DISCONNECTED,
@@ -30,10 +30,11 @@ from gateway.objects import (
     url_of,
 )
 from gateway.patch import PatchError, apply_patch, depth_exceeds, diff, merge, same
+from gateway.requests import Requests
 from gateway.rights import ANONYMOUS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from gateway.catalogue import Catalogue, Schema, TimedMembers
     from gateway.counts import Family
@@ -48,20 +49,11 @@ CLOCK_SKEW = 60.0
 SNAPSHOT_FLOOR = 256 * 1024
 """Bytes per second that snapshots may always take, however little else goes out."""
 
-SLICE = 2_000
-"""Objects that a long search looks at before it lets others go on."""
-
-LOOKS = 5 * SLICE
+LOOKS = 10_000
 """Timers of `stale_after` that one tick looks at: after a start they may all end at one moment."""
 
 PARSED = 10_000
 """Objects whose data is kept parsed as well."""
-
-PAGE = 500
-"""Objects listed by one answer to `discover`."""
-
-ANSWER_BYTES = 128 * 1024
-"""Where an answer to `read` stops and gives the URL to go on after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,84 +82,6 @@ class Limits:
     offline_grace: float = 5.0
     tombstone_ttl: float = 86_400.0
     status_pace: int = 500
-
-
-class Refused:
-    """A report or request that changed nothing: an HTTP-like code, whole sentences, and the place in the payload."""
-
-    __slots__ = ("code", "place", "text", "url")
-
-    def __init__(self, code: int, url: str, text: str, place: str | None = None) -> None:
-        self.code = code
-        self.url = url
-        self.text = text
-        self.place = place
-
-    def __repr__(self) -> str:
-        return f"Refused({self.code}, {self.url!r}, {self.text!r}, {self.place!r})"
-
-
-class Answer(NamedTuple):
-    """What a request is answered with; `code` follows HTTP."""
-
-    code: int
-    body: Any = None
-    description: str | None = None
-
-
-class Reply:
-    """A message for one client's inbox, with the MQTT 5 correlation it asked for."""
-
-    __slots__ = ("client", "correlation", "payload", "topic")
-
-    def __init__(self, client: str, payload: bytes, topic: str = "", correlation: bytes | None = None) -> None:
-        self.client = client
-        self.payload = payload
-        self.topic = topic or "inbox/" + client
-        self.correlation = correlation
-
-
-class Effects:
-    """What a batch did. `touched` are objects to store; `deltas` go out in order; `fresh` need their snapshot at once.
-
-    `heads`: objects of which more than data, version and status is to be stored. `gained` and `lost`: clients that may do more
-    (or whose objects are forgotten), or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not.
-    """
-
-    __slots__ = (
-        "deltas",
-        "everyone",
-        "floors",
-        "fresh",
-        "gained",
-        "heads",
-        "ids",
-        "lost",
-        "opened",
-        "purged",
-        "replies",
-        "touched",
-        "work",
-    )
-
-    def __init__(self) -> None:
-        self.deltas: list[tuple[DataObject, bytes]] = []
-        self.touched: dict[DataObject, None] = {}
-        self.fresh: list[DataObject] = []
-        self.purged: list[DataObject] = []
-        self.floors: dict[str, int] = {}
-        self.ids: list[tuple[str, str, int]] = []
-        self.replies: list[Reply] = []
-        self.work: list[Iterator[Reply | None]] = []
-        self.heads: set[DataObject] = set()
-        self.gained: set[str] = set()
-        self.lost: set[str] = set()
-        self.everyone = False
-        self.opened: list[DataObject] = []
-
-    def durable(self) -> bool:
-        """Whether anything here must be stored before the rest goes out."""
-        return bool(self.touched or self.purged or self.floors or self.ids)
 
 
 @dataclass(slots=True)
@@ -288,11 +202,7 @@ class Engine:
         self._parsed: deque[DataObject] = deque()
         self._credit = float(SNAPSHOT_FLOOR)
         self._credited = now
-        self._requests: dict[str, Callable[..., Answer | Iterator[Answer | None]]] = {
-            "read": self._read,
-            "delete": self._delete,
-            "discover": self._discover,
-        }
+        self.requests = Requests(self)
         self._take_over(now)
         for client, key, code in ids:
             self._note(client, key, code, now)
@@ -309,7 +219,7 @@ class Engine:
             if obj.status == DISCONNECTED:
                 self._away[obj.reporter] = now
             obj.charged = obj.size
-            self._client(obj.reporter, now).bytes += obj.size
+            self.client(obj.reporter, now).bytes += obj.size
             after = obj.namespace.stale_after if obj.namespace is not None else None
             if after is not None and obj.status == LIVE:
                 obj.watched = True
@@ -323,7 +233,7 @@ class Engine:
         self.epoch = epoch
         self._head = b'{"epoch":%d,"version":' % epoch
 
-    def _client(self, name: str, now: float) -> _Client:
+    def client(self, name: str, now: float) -> _Client:
         state = self._clients.get(name)
         if state is None:
             state = self._clients[name] = _Client(self.limits, now)
@@ -379,9 +289,9 @@ class Engine:
         Returns None when it is accepted (a change, or a sign of life), else why it is refused; a refusal changes nothing.
         """
         self.counters.reports += 1
-        state = self._clients.get(client) or self._client(client, now)
+        state = self._clients.get(client) or self.client(client, now)
         if not state.reports.take(now):
-            return self._refuse(effects, client, state, Refused(429, url_of(topic), self._too_fast("reports")), now)
+            return self._refuse(effects, client, state, Refused(429, url_of(topic), self.too_fast("reports")), now)
         obj = self.objects.get(topic)
         limits = self.limits
         try:
@@ -584,7 +494,7 @@ class Engine:
         else:
             creatable = rights.may_observe(client, parent_topic) and Address.from_topic(topic).child_reporter == client
         if not creatable and not rights.may_observe(client, topic):
-            return self._hidden(client, url)
+            return self.hidden(client, url)
         if obj is not None and obj.reporter != client:
             return Refused(
                 403,
@@ -741,7 +651,7 @@ class Engine:
         return None
 
     @staticmethod
-    def _hidden(client: str, url: str) -> Refused:
+    def hidden(client: str, url: str) -> Refused:
         """One answer for what exists and what does not, to somebody who may know of neither."""
         return Refused(
             403, url, f"{client!r} may neither observe nor create this URL: see the namespaces in the settings"
@@ -755,7 +665,7 @@ class Engine:
             return str(error)
         return "the URL is not in normal form"  # pragma: no cover - is_normal_topic and from_topic agree
 
-    def _too_fast(self, what: str) -> str:
+    def too_fast(self, what: str) -> str:
         rate = self.limits.reports_per_second if what == "reports" else self.limits.requests_per_second
         return f"more than {rate:g} {what} per second: slow down, or raise limits.{what}_per_second"
 
@@ -785,13 +695,13 @@ class Engine:
     def refuse(self, effects: Effects, client: str, refused: Refused, now: float) -> Refused:
         """Refuse a message like a report before it is looked at (a retained one, presence that is none)."""
         self.counters.reports += 1
-        return self._refuse(effects, client, self._client(client, now), refused, now)
+        return self._refuse(effects, client, self.client(client, now), refused, now)
 
     # ---- redelivery across sessions ------------------------------------------------------------------------------------
 
     def remembered(self, client: str, key: str, now: float) -> int | None:
         """The code that a report or request with this `id` property was answered with, or None."""
-        return self._client(client, now).ids.get(key)
+        return self.client(client, now).ids.get(key)
 
     def remember(self, effects: Effects, client: str, key: str, code: int, now: float) -> None:
         """Keep an `id` for as long as a client's last `deduplication_ids` of them."""
@@ -799,7 +709,7 @@ class Engine:
         effects.ids.append((client, key, code))
 
     def _note(self, client: str, key: str, code: int, now: float) -> None:
-        ids = self._client(client, now).ids
+        ids = self.client(client, now).ids
         ids[key] = code
         if len(ids) > self.limits.deduplication_ids:
             del ids[next(iter(ids))]
@@ -934,7 +844,7 @@ class Engine:
             return Refused(409, url, "it is there already")
         if self.rights.namespace_of(topic) is not None:
             return Refused(409, url, f"a namespace of the settings holds ctxt://{PROBES}/…, which is for tests alone")
-        state = self._client(client, now)
+        state = self.client(client, now)
         refused = self._full(client, state, url, 0, now)
         if refused is not None:
             return refused
@@ -976,8 +886,8 @@ class Engine:
             return Refused(
                 413, obj.url, f"{client!r} has {self.limits.objects_per_client:,} objects and tombstones, the limit"
             )
-        self._client(former, now).bytes -= obj.charged
-        self._client(client, now).bytes += obj.charged
+        self.client(former, now).bytes -= obj.charged
+        self.client(client, now).bytes += obj.charged
         self.objects.hand_over(obj, client)
         self.rights.generation += 1
         effects.lost.add(former)
@@ -1062,167 +972,7 @@ class Engine:
             if old.text is not None:
                 old.data = None
 
-    # ---- requests ------------------------------------------------------------------------------------------------------
-
-    def request(
-        self,
-        effects: Effects,
-        client: str,
-        payload: bytes,
-        now: float,
-        topic: str = "",
-        correlation: bytes | None = None,
-    ) -> None:
-        """Answer one message on `request/{client}` into the client's inbox (`topic`: at or below it)."""
-        self.counters.requests += 1
-        state = self._client(client, now)
-
-        def reply(request_id: str, answer: Answer) -> Reply:
-            text = messages.response(request_id, answer.code, answer.body, answer.description)
-            return Reply(client, text, topic, correlation)
-
-        try:
-            value = messages.parse_json(payload, max_bytes=self.limits.payload_bytes, max_depth=self.limits.depth)
-        except PayloadError as error:
-            self.counters.requests_refused[error.code] += 1
-            if state.rejections.take(now):
-                effects.replies.append(reply("", Answer(error.code, description=error.text)))
-            return
-        request_id = value.get("id") if isinstance(value, dict) else None
-        known_id = request_id if isinstance(request_id, str) and len(request_id) <= 128 else ""
-        if not state.requests.take(now):
-            self.counters.requests_refused[429] += 1
-            if state.rejections.take(now):
-                effects.replies.append(reply(known_id, Answer(429, description=self._too_fast("requests"))))
-            return
-        answer = self._answer(effects, client, value, now)
-        if isinstance(answer, Answer):
-            if answer.code >= 400:
-                self.counters.requests_refused[answer.code] += 1
-            effects.replies.append(reply(known_id, answer))
-        else:
-            effects.work.append(None if step is None else reply(known_id, step) for step in answer)
-
-    def _answer(self, effects: Effects, client: str, value: Any, now: float) -> Answer | Iterator[Answer | None]:
-        for schema, data in self._forms(value):
-            if not schema.is_valid(data):
-                first = schema.problems(data, limit=1)[0]
-                return Answer(400, description=f"{first.place or '/'}: {first.text}")
-        handler = self._requests.get(value["type"])
-        if handler is None:
-            known = ", ".join(sorted(self._requests))
-            return Answer(400, description=f"unknown type {value['type'][:64]!r}: known are {known}")
-        return handler(effects, client, value.get("body", {}), now)
-
-    def _forms(self, value: Any) -> Iterator[tuple[Schema, Any]]:
-        """The message schemas that a request must satisfy, each with the part it is about."""
-        forms = self.catalogue.messages
-        yield forms["request"], value
-        body = forms.get(value["type"])
-        if body is not None:
-            yield body, value.get("body", {})
-
-    def _find(self, client: str, text: str) -> DataObject | Refused:
-        """The object behind a URL of a request, as far as the client may know of it."""
-        try:
-            address = Address.parse(text)
-        except AddressError as error:
-            return Refused(400, text[:200], str(error))
-        topic = address.topic
-        if not self.rights.may_observe(client, topic):
-            if self.rights.may_create(client, topic):
-                return Refused(404, address.url, "the object does not exist")
-            return self._hidden(client, address.url)
-        obj = self.objects.get(topic)
-        if obj is None:
-            return Refused(404, address.url, "the object does not exist")
-        if obj.deleted:
-            return Refused(410, address.url, "the object was deleted")
-        return obj
-
-    def _read(
-        self, _effects: Effects, client: str, body: dict[str, Any], _now: float
-    ) -> Answer | Iterator[Answer | None]:
-        single = body.get("resource")
-        if single is not None and not body.get("children"):
-            found = self._find(client, single)
-            if isinstance(found, Refused):
-                return Answer(found.code, description=f"{found.url}: {found.text}")
-            return Answer(200, orjson.Fragment(messages.snapshot(found, self.epoch)))
-        return self._read_several(client, body)
-
-    def _read_several(self, client: str, body: dict[str, Any]) -> Iterator[Answer | None]:
-        """Go through what is asked for a slice at a time: yields None to let others go on, at last the answer."""
-        snapshots: list[orjson.Fragment] = []
-        refused: list[dict[str, Any]] = []
-        result: dict[str, Any] = {"snapshots": snapshots}
-        size = 0
-        last = ""
-        for found in self._wanted(client, body):
-            if found is None:
-                yield None
-                continue
-            if isinstance(found, Refused):
-                refused.append({"url": found.url, "code": found.code, "description": found.text})
-                continue
-            text = messages.snapshot(found, self.epoch)
-            if snapshots and size + len(text) > ANSWER_BYTES:
-                result["next"] = last
-                break
-            size += len(text)
-            snapshots.append(orjson.Fragment(text))
-            last = found.url
-        if refused:
-            result["refused"] = refused
-        yield Answer(200, result)
-
-    def _wanted(self, client: str, body: dict[str, Any]) -> Iterator[DataObject | Refused | None]:
-        """What a `read` of several asks for, in order: listed URLs, or all below a prefix; behind `after`. None: a slice is over."""
-        after = body.get("after", "")
-        children = body.get("children", False)
-        if "prefix" in body:
-            candidates = self._below(body["prefix"], after)
-            for looked, obj in enumerate(candidates, 1):
-                if looked % SLICE == 0:
-                    yield None
-                if (
-                    not obj.deleted
-                    and (children or parent_of(obj.topic) is None)
-                    and self.rights.may_observe(client, obj.topic)
-                ):
-                    yield obj
-            return
-        for url in body.get("resources") or [body["resource"]]:
-            found = self._find(client, url)
-            if after and after != found.url and not after.startswith(found.url + "/children/"):
-                continue
-            if not after:
-                yield found
-            if children and isinstance(found, DataObject):
-                for looked, child in enumerate(self.objects.from_url(found.url + "/children/", after), 1):
-                    if looked % SLICE == 0:
-                        yield None
-                    if not child.deleted:
-                        yield child
-            after = ""
-
-    def _below(self, prefix: str, after: str = "") -> Iterator[DataObject]:
-        """The object at a URL and all below it; a prefix that ends in `/` is taken as it is."""
-        prefix = normal_prefix(prefix)
-        for obj in self.objects.from_url(prefix, after):
-            if prefix.endswith("/") or not prefix or len(obj.url) == len(prefix) or obj.url[len(prefix)] == "/":
-                yield obj
-
-    def _delete(self, effects: Effects, client: str, body: dict[str, Any], now: float) -> Answer:
-        found = self._find(client, body["resource"])
-        if isinstance(found, Refused):
-            return Answer(found.code, description=f"{found.url}: {found.text}")
-        if found.reporter != client:
-            return Answer(
-                403, description=f"{found.url}: its Reporter is {found.reporter!r}, and only the Reporter deletes it"
-            )
-        self.delete(effects, found, now)
-        return Answer(200, {"url": found.url, "version": found.version})
+    # ---- deletion ------------------------------------------------------------------------------------------------------
 
     def delete(self, effects: Effects, obj: DataObject, now: float) -> None:
         """Delete an object, its children first; each leaves a tombstone with its next version."""
@@ -1258,66 +1008,6 @@ class Engine:
         self.objects.remove(obj)
         # Whoever makes an object here next need not be who was asked about before.
         self.rights.generation += 1
-
-    def _discover(self, _effects: Effects, client: str, body: dict[str, Any], _now: float) -> Iterator[Answer | None]:
-        """Go through the objects a slice at a time: yields None to let others go on, at last the answer."""
-        after = body.get("after", "")
-        scheme, authority = body.get("scheme"), body.get("authority")
-        prefix = body.get("prefix", "")
-        listed: list[dict[str, Any]] = []
-        digest = hashlib.sha256()
-        total = 0
-        more = False
-        for looked, obj in enumerate(self._below(prefix), 1):
-            if looked % SLICE == 0:
-                yield None
-            if obj.deleted or not self._asked_for(obj, body, client, scheme, authority):
-                continue
-            total += 1
-            url = obj.url
-            digest.update(url.encode() + b"\n")
-            if url <= after:
-                continue
-            if len(listed) == PAGE:
-                more = True
-                continue
-            listed.append(
-                {
-                    "url": url,
-                    "schema": obj.schema.url if obj.schema is not None else None,
-                    "reporter": obj.reporter,
-                    "epoch": self.epoch,
-                    "version": obj.version,
-                    "status": obj.status,
-                    "name": obj.name,
-                }
-            )
-        result: dict[str, Any] = {"objects": listed, "total": total, "digest": digest.hexdigest()}
-        if more:
-            result["next"] = listed[-1]["url"]
-        yield Answer(200, result)
-
-    def _asked_for(
-        self, obj: DataObject, body: dict[str, Any], client: str, scheme: str | None, authority: str | None
-    ) -> bool:
-        if scheme is not None or authority is not None:
-            its_scheme, _, rest = obj.topic.partition("/")
-            if (scheme is not None and its_scheme != scheme) or (
-                authority is not None and rest.partition("/")[0] != authority
-            ):
-                return False
-        if "schema" in body and (obj.schema is None or body["schema"] not in (obj.schema.url, obj.schema.name)):
-            return False
-        if (
-            ("name" in body and obj.name != body["name"])
-            or ("reporter" in body and obj.reporter != body["reporter"])
-            or ("status" in body and obj.status != body["status"])
-            or ("tag" in body and body["tag"] not in (obj.tags or ()))
-            or ("resource" in body and body["resource"] not in (obj.resources or ()))
-            or (body.get("mine") and obj.reporter != client)
-        ):
-            return False
-        return self.rights.may_observe(client, obj.topic)
 
 
 def _by_code(codes: Counter[int]) -> dict[str, float]:

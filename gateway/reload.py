@@ -16,7 +16,7 @@ from gateway.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.engine import Effects
+    from gateway.effects import Effects
     from gateway.objects import DataObject
     from gateway.rights import Namespace
     from gateway.service import Service

@@ -17,7 +17,7 @@ import gateway
 from gateway import messages
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.acl.enforcement import Enforcement
-from gateway.acl.plugin import NONE, Context, make
+from gateway.acl.plugin import NONE, Context, keeps, make
 from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
@@ -25,7 +25,8 @@ from gateway.control import Control
 from gateway.counts import Histogram, counter, gauge
 from gateway.credentials import Credentials, valid_client
 from gateway.data import folder
-from gateway.engine import Effects, Engine, Limits, Refused, Reply
+from gateway.effects import Effects, Refused, Reply
+from gateway.engine import Engine, Limits
 from gateway.links.dial import Tls, Way
 from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from gateway.sessions import Restored
     from gateway.settings import Settings
     from gateway.web.server import Web
+
+PATIENCE = 5.0
+"""Seconds in which a broker that the gateway tells whom to admit may refuse the gateway itself, at the start."""
 
 TICK = 0.1
 """Seconds between two looks at the clock: snapshots, staleness, presence, tombstones."""
@@ -418,7 +422,7 @@ class Service:
             return engine.refuse(effects, client, Refused(400, url, text), now)
         if verb != "report":
             reply_to, correlation = self._reply_to(publish, client)
-            engine.request(effects, client, publish.payload, now, reply_to, correlation)
+            engine.requests.take(effects, client, publish.payload, now, reply_to, correlation)
             return None
         key = _dedup_id(publish)
         if key is not None and engine.remembered(client, key, now) is not None:
@@ -1013,6 +1017,7 @@ def remote(settings: Settings) -> Remote:
         receive_maximum=settings.broker.receive_maximum,
         escape=link.topic_escape,
         open=link.open,
+        patience=PATIENCE if keeps(settings.acl.plugin) else 0.0,
     )
 
 

@@ -610,7 +610,7 @@ class LinkSettings(_Table):
     topic_escape: Annotated[str, AfterValidator(_escape)] = Field(
         default="",
         description="Characters that this broker gives a meaning of its own, percent-encoded in topics there: `. ` (dot and"
-        " space) for NATS and RabbitMQ.",
+        " space) for RabbitMQ, `. *>` for NATS.",
     )
     broker_config: FileOrNone = Field(
         default=None,
@@ -775,6 +775,32 @@ class TokenSettings(_Table):
     def on(self) -> bool:
         """Whether tokens are taken."""
         return self.jwks is not None or self.key_file is not None
+
+
+class NatsSettings(_Table):
+    """Where the ACL plugin `nats` writes nats-server's users, and how nats-server is told to read them again."""
+
+    users_file: FileOrNone = Field(
+        default=None,
+        description="The file that nats-server's settings include. Left out: `nats/users.conf` in state_dir.",
+        examples=["/etc/nats/ctxt/users.conf"],
+    )
+    pid_file: FileOrNone = Field(
+        default=None,
+        description="nats-server's own `pid_file`: it is sent SIGHUP, where the gateway runs as the same user.",
+        examples=["/run/nats/nats-server.pid"],
+    )
+    reload_command: tuple[str, ...] = Field(
+        default=(),
+        description="Program and arguments that have nats-server read its files again, where the gateway may not send the"
+        ' signal itself: ["sudo", "-n", "systemctl", "reload", "nats-server"].',
+    )
+    timeout: Seconds = Field(
+        default=10.0,
+        ge=1,
+        le=600,
+        description="How long nats-server may take to go by new users before that is an error. It is tried again in any case.",
+    )
 
 
 class ListenerSettings(_Table):
@@ -1036,6 +1062,7 @@ class Settings(BaseSettings):
     acl: AclSettings = Field(default_factory=AclSettings)
     mosquitto: MosquittoSettings = Field(default_factory=MosquittoSettings)
     tokens: TokenSettings = Field(default_factory=TokenSettings)
+    nats: NatsSettings = Field(default_factory=NatsSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     authority: AuthoritySettings = Field(default_factory=AuthoritySettings)
     listener: tuple[ListenerSettings, ...] = Field(default=())
@@ -1604,6 +1631,7 @@ def warnings(settings: Settings) -> list[str]:
     for plugin, table, given, default in (
         ("mosquitto", "mosquitto", settings.mosquitto, MosquittoSettings()),
         ("http", "authority", settings.authority, AuthoritySettings()),
+        ("nats", "nats", settings.nats, NatsSettings()),
     ):
         if settings.acl.plugin != plugin and given != default:
             found.append(f'{table}: is for the ACL plugin {plugin}: set acl.plugin = "{plugin}", or remove it')

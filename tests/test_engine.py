@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway import messages
 from gateway.catalogue import Problem, Schema
-from gateway.engine import Effects
+from gateway.effects import Effects
 from gateway.objects import DISCONNECTED, LIVE, STALE, DataObject, Objects
 from gateway.patch import apply_patch, merge
 from gateway.rights import ANONYMOUS, namespace
@@ -603,7 +603,7 @@ def test_a_bad_request_is_answered_with_what_is_wrong() -> None:
     assert world.request("s", "fly", {})["code"] == 400
     assert world.request("s", "read", {"resource": "ctxt://a b/c"})["code"] == 400
     effects = Effects()
-    world.engine.request(effects, "s", b"nonsense", NOW)
+    world.engine.requests.take(effects, "s", b"nonsense", NOW)
     assert orjson.loads(effects.replies[0].payload)["code"] == 400
 
 
@@ -854,7 +854,7 @@ def test_a_purge_voids_what_was_known_of_rights() -> None:
 
 
 def test_read_below_a_prefix_goes_on_past_what_the_client_may_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.engine.SLICE", 5)
+    monkeypatch.setattr("gateway.requests.SLICE", 5)
     world = World(
         namespace("ctxt://home.local/a/**", schema="Context", report=only("sensor"), observe=NOBODY),
         namespace("ctxt://home.local/b/**", schema="Context", report=only("sensor"), observe=only("dash")),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway import messages
-from gateway.engine import Effects, Engine, Limits
+from gateway.effects import Effects
+from gateway.engine import Engine, Limits
 from gateway.objects import DISCONNECTED, LIVE, STALE, Objects, authority_of
 from gateway.patch import apply_patch, merge
 from gateway.rights import Rights
@@ -242,7 +243,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _request(self, client: str, kind: str, body: dict[str, Any]) -> None:
         effects = Effects()
-        self.engine.request(effects, client, orjson.dumps({"id": "1", "type": kind, "body": body}), self.now)
+        self.engine.requests.take(effects, client, orjson.dumps({"id": "1", "type": kind, "body": body}), self.now)
         assert len(effects.replies) + len(effects.work) == 1
         self._commit(effects)
 

@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 
 from gateway.catalogue import Catalogue
-from gateway.engine import Effects, Engine, Limits, Refused
+from gateway.effects import Effects, Refused
+from gateway.engine import Engine, Limits
 from gateway.objects import DataObject, Objects
 from gateway.rights import Clients, Namespace, Rights, TopicRule, namespace
 
@@ -78,7 +79,7 @@ class World:
         """A request in a batch of its own; returns the answer."""
         self.effects = Effects()
         payload = json.dumps({"id": "r1", "type": kind, "body": body, **rest}).encode()
-        self.engine.request(self.effects, client, payload, self.now)
+        self.engine.requests.take(self.effects, client, payload, self.now)
         self.engine.seal(self.effects)
         replies = list(self.effects.replies)
         for work in self.effects.work:

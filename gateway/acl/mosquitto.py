@@ -19,12 +19,11 @@ import logging
 import os
 import re
 import secrets
-import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.acl.files import MARK, Reload, own_password, read, replace
 from gateway.acl.plugin import AclError
 from gateway.counts import counter, gauge
 from gateway.errors import CtxtError
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 NAME = "mosquitto"
 
 ACL_FILE, PASSWORD_FILE = "acl", "passwd"
-MARK = "# Written by ctxt-gateway, again at each change: what is written here by hand is lost."
 
 ITERATIONS = 1_000
 """Of PBKDF2: mosquitto_passwd takes 101. mosquitto stands still while it computes them, a millisecond for each log-in."""
@@ -102,6 +100,7 @@ class MosquittoAcl:
         if not self._link.username:
             raise AclError("acl.plugin is mosquitto: set link.username, for mosquitto knows the gateway by it")
         self._folder = settings.folder or context.settings.state_dir / NAME
+        self._tell = Reload(NAME, NAME, settings.pid_file, settings.reload_command, settings.timeout)
         self._own = Own(self._link.username, context.settings.id, self._rights.prefix)
         self._number = 0
         self._base: Permissions | None = None
@@ -129,7 +128,9 @@ class MosquittoAcl:
             await self._compile(None)
             if (self._text(self._number), self._passwords) != before[1:]:
                 await self._write()
-                await self._signal(must=False)
+                with suppress(AclError):
+                    # It may not run yet, and reads the files when it does.
+                    await self._tell()
         except OSError as error:
             raise AclError(f"cannot write mosquitto's files in {self._folder}: {error.strerror or error}") from error
 
@@ -273,7 +274,7 @@ class MosquittoAcl:
 
     def _own_entry(self) -> str:
         """The gateway's. One that fits stays as it is, so that a file with nothing new in it is the same file."""
-        password = own_password(self._link.password_file)
+        password = own_password(self._link, NAME)
         for line in (self._passwords or self._present()[2]).splitlines():
             name, _, entry = line.partition(":")
             if name == self._own.name and fits(password, entry):
@@ -292,7 +293,7 @@ class MosquittoAcl:
 
     def _present(self) -> tuple[int, str, str]:
         """The files that are there: number, rules, passwords. Raises AclError for somebody else's."""
-        texts = [_read(self._folder / name) for name in (ACL_FILE, PASSWORD_FILE)]
+        texts = [read(self._folder / name) for name in (ACL_FILE, PASSWORD_FILE)]
         found = re.match(re.escape(MARK) + r"\n# number (\d{1,15})\n", texts[0])
         return (int(found[1]) if found else -1), texts[0], texts[1]
 
@@ -302,8 +303,8 @@ class MosquittoAcl:
         # Never one that this mosquitto may have seen, from a state folder that is gone by now.
         self._number = max(self._number + 1, int(time.time()))
         text, passwords = self._text(self._number), self._passwords
-        await asyncio.to_thread(_replace, self._folder / PASSWORD_FILE, passwords)
-        await asyncio.to_thread(_replace, self._folder / ACL_FILE, text)
+        await asyncio.to_thread(replace, self._folder / PASSWORD_FILE, passwords)
+        await asyncio.to_thread(replace, self._folder / ACL_FILE, text)
 
     # ---- mosquitto -----------------------------------------------------------------------------------------------------
 
@@ -311,7 +312,7 @@ class MosquittoAcl:
         """Have mosquitto read the files, and wait until it goes by them. Raises AclError."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await self._signal(must=True)
+        await self._tell()
         pause, nudged = FIRST_LOOK, began
         while not await self._goes_by_it():
             if loop.time() - began > self._settings.timeout:
@@ -335,7 +336,7 @@ class MosquittoAcl:
                 f"was told to, or has another one; see its log, and whether its user can read {self._folder / ACL_FILE} or the copy"
             )
         files = f"acl_file {self._folder / ACL_FILE} and password_file {self._folder / PASSWORD_FILE}"
-        if self._settings.pid_file is not None or self._settings.reload_command:
+        if self._tell.known:
             return f"see in its log whether it can read {files}, or copies of them, and has them in its settings"
         return (
             f"has it {files}, or copies of them, in its settings, and who tells it to read them again? Set mosquitto.pid_file or "
@@ -356,42 +357,6 @@ class MosquittoAcl:
         self._open = NEVER in heard
         self.enforced = not self._open and number in heard
         return self.enforced
-
-    async def _signal(self, *, must: bool) -> None:
-        """Send SIGHUP, in the way that the settings say. `must`: raises AclError where that cannot be done."""
-        try:
-            if self._settings.pid_file is not None:
-                os.kill(_process(self._settings.pid_file), signal.SIGHUP)
-            if self._settings.reload_command:
-                await self._command(self._settings.reload_command)
-        except AclError:
-            if must:
-                raise
-        except (OSError, ValueError) as error:
-            if must:
-                raise AclError(
-                    f"mosquitto cannot be told to read its files again: {error}; see mosquitto.pid_file and mosquitto.reload_command"
-                ) from error
-
-    async def _command(self, words: tuple[str, ...]) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(self._settings.timeout):
-                _, said = await process.communicate()
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
-            raise AclError(f"mosquitto.reload_command does not end within {self._settings.timeout:g} s") from None
-        if process.returncode:
-            words_said = said.decode("utf-8", "replace").strip()[-200:]
-            raise AclError(
-                f"mosquitto.reload_command ends with {process.returncode}: {words_said or 'it says nothing'}"
-            )
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------------
@@ -485,62 +450,3 @@ def _check(kind: str, one: str) -> None:
         raise AclError(
             f"the filter {one!r} cannot be written into mosquitto's ACL file: give the [[topic]] another one"
         )
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------------
-
-
-def own_password(path: Path | None) -> bytes:
-    """The gateway's password: the first line of its file. Raises AclError."""
-    if path is None:
-        raise AclError(
-            "acl.plugin is mosquitto: set link.password_file, for mosquitto's password file needs the gateway's too"
-        )
-    try:
-        line = path.read_bytes().split(b"\n", 1)[0].removesuffix(b"\r")
-    except OSError as error:
-        raise AclError(f"cannot read link.password_file {path}: {error.strerror or error}") from error
-    if not line:
-        raise AclError(f"link.password_file {path} is empty: write a password into its first line")
-    return line
-
-
-def _read(path: Path) -> str:
-    """A file of ours, "" where there is none. Raises AclError for somebody else's."""
-    try:
-        text = path.read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
-    if text and not text.startswith(MARK):
-        raise AclError(f"{path} is not the gateway's: move it away, or set mosquitto.folder to another folder")
-    return text
-
-
-def _replace(path: Path, text: str) -> None:
-    """The whole file or the old one. mosquitto may belong to the file's group."""
-    temporary = path.with_name(path.name + ".new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    with os.fdopen(file, "w", encoding="utf-8") as opened:
-        # Whatever the umask is.
-        os.fchmod(opened.fileno(), 0o640)
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.rename(path)
-
-
-def _process(path: Path) -> int:
-    """Mosquitto's process, by its pid file. Raises AclError, OSError, ValueError."""
-    number = int(path.read_text()[:20])
-    if number <= 1:
-        raise AclError(f"{path} has no process in it: is mosquitto running?")
-    try:
-        name = Path(f"/proc/{number}/comm").read_text().strip()
-    except FileNotFoundError:
-        raise AclError(f"{path} names process {number}, which is gone: is mosquitto running?") from None
-    # A pid file that was left behind may name anybody's process by now.
-    if name != NAME:
-        raise AclError(f"{path} names process {number}, and that is {name!r}: is mosquitto running?")
-    return number

@@ -32,6 +32,7 @@ GROUP = "ctxt_gateway.acl"
 BUILT_IN = {
     "http": "gateway.acl.http:HttpAcl",
     "mosquitto": "gateway.acl.mosquitto:MosquittoAcl",
+    "nats": "gateway.acl.nats:NatsAcl",
 }
 """The plugins for brokers outside that come with the gateway. The broker inside needs none: it asks `acl/embedded.py`."""
 

@@ -160,6 +160,8 @@ class Remote:
     receive_maximum: int = 1_000
     escape: str = ""
     open: bool = False
+    patience: float = 0.0
+    """How long a refusal at the start may come from a broker that is just being told whom to admit."""
 
 
 class Route:
@@ -850,13 +852,15 @@ class RemoteLink:
     async def _live(self) -> None:
         """Connect, join, stay, begin anew. Ends by being cancelled, or with the error that makes going on useless."""
         pause = FIRST_PAUSE
+        patient = time.monotonic() + self._remote.patience
         while True:
             began = time.monotonic()
             try:
                 wire = await self._connect()
                 sentence = await wire.lost
             except RefusedError as error:
-                if self._started is not None and not self._started.done():
+                waiting = self._started is not None and not self._started.done()
+                if waiting and time.monotonic() >= patient:
                     raise
                 sentence = str(error)
             except DialError as error:

@@ -25,7 +25,7 @@ from gateway.acl.plugin import AclError
 from gateway.administration import AdministrationError
 from gateway.credentials import Credentials, Foreign
 from gateway.data import folder as shipped
-from gateway.engine import Effects
+from gateway.effects import Effects
 from gateway.rights import Permissions
 from gateway.topics import matches
 from tests.acl.attacks import ATTACKS, CLIENTS, SETTINGS, Site
