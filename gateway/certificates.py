@@ -132,12 +132,15 @@ Address = x509.DNSName | x509.IPAddress
 
 def address(text: str) -> Address:
     """A host name (`*.` may stand before it) or an IP address as a certificate has it. Raises AddressError."""
-    bare = text.removeprefix("[").removesuffix("]")
+    shown = repr(text[:80])
     try:
-        return x509.IPAddress(ipaddress.ip_address(bare))
+        found = ipaddress.ip_address(text[1:-1] if text[:1] + text[-1:] == "[]" else text)
     except ValueError:
         pass
-    shown = repr(text[:80])
+    else:
+        if "%" in text:
+            raise AddressError(f"{shown} names an interface, which no certificate can: leave out % and what follows")
+        return x509.IPAddress(found)
     if not text.isascii():
         raise AddressError(f"{shown} is no host name for a certificate: write it as DNS has it, with xn--")
     labels = text.removeprefix("*.").split(".")
@@ -205,12 +208,15 @@ class Authority:
         try:
             found = x509.load_pem_x509_certificate(certificate)
             private = serialization.load_pem_private_key(key, None)
-        except (ValueError, TypeError) as error:
+            public = found.public_key()
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise CertificateError(
                 "the authority's files are no certificate and key in PEM without a password"
             ) from error
-        if not isinstance(private, ec.EllipticCurvePrivateKey) or found.public_key() != private.public_key():
+        if not isinstance(private, ec.EllipticCurvePrivateKey) or public != private.public_key():
             raise CertificateError("the authority's key is not that of its certificate")
+        if not _may_sign(found):
+            raise CertificateError("the authority's certificate is not one as `ctxt tls init` makes them")
         return cls(found, private)
 
     @property
@@ -234,6 +240,8 @@ class Authority:
         Raises CertificateError.
         """
         name, kind, addresses = subject_of(old)
+        if kind is Kind.AUTHORITY:
+            raise CertificateError(f"{name} is an authority: `ctxt tls init --force` makes another one")
         if days is None:
             days = (old.not_valid_after_utc - old.not_valid_before_utc - EARLIER) / timedelta(days=1)
         if new_key:
@@ -257,7 +265,10 @@ class Authority:
         fault = _period(own).fault(now)
         if fault is not None:
             raise CertificateError(f"the authority {fault}: make another one with `ctxt tls init --force`")
-        ends = min(_now(now) + timedelta(days=days), own.not_valid_after_utc)
+        if days <= 0:
+            raise CertificateError("a certificate has to be good for some time: give the days")
+        left = (own.not_valid_after_utc - _now(now)) / timedelta(days=1)
+        ends = own.not_valid_after_utc if days >= left else _now(now) + timedelta(days=days)
         usage = ExtendedKeyUsageOID.SERVER_AUTH if kind is Kind.SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
         identifier = own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = (
@@ -284,6 +295,16 @@ def _is_of(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     return True
 
 
+def _may_sign(certificate: x509.Certificate) -> bool:
+    """Whether it is that of an authority, and has what certificates name it by."""
+    try:
+        extensions = certificate.extensions
+        extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return False
+
+
 def subject_of(certificate: x509.Certificate) -> tuple[str, Kind, list[Address]]:
     """Common name, purpose, addresses. Raises CertificateError where it is not one as they are made here."""
     try:
@@ -298,8 +319,16 @@ def subject_of(certificate: x509.Certificate) -> tuple[str, Kind, list[Address]]
         with suppress(x509.ExtensionNotFound):
             listed = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             found = [each for each in listed if isinstance(each, x509.DNSName | x509.IPAddress)]
-        return str(names[0].value), kind, found
-    except (ValueError, IndexError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        name = str(names[0].value)
+        x509.NameAttribute(NameOID.COMMON_NAME, name)  # one that is too long can be read and not be made
+        return name, kind, found
+    except (
+        ValueError,
+        IndexError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise CertificateError("it is no certificate as `ctxt tls` makes them") from error
 
 
@@ -394,6 +423,7 @@ class Folder:
             )
         place = self.files(name, there[0])
         old = _loaded(place.certificate)
+        _subject(place.certificate, old)
         signed = self._authority().renew(old, now=now, days=days, new_key=new_key)
         if signed.key is None and place.key.exists() and not _fits(old, _read(place.key)):
             raise CertificateError(f"{place.key} is not the key of {place.certificate}: --new-key makes another one")
@@ -446,9 +476,12 @@ class Folder:
             if signed.key is not None:
                 contents.append((place.key, signed.key, 0o600))
             contents.append((place.certificate, signed.certificate, 0o644))
-        made: list[Path] = []
         try:
             self._make_folder()
+        except OSError as error:
+            raise self._not_written(error) from error
+        made: list[Path] = []
+        try:
             for file, content, mode in contents:
                 with _opened(file.parent, below=self.path) as folder:
                     if _put(folder, file.name, content, mode, replace=replace):
@@ -460,13 +493,16 @@ class Folder:
             ) from error
         except OSError as error:
             _remove(made)
-            raise FilesError(f"cannot write into {self.path}: {error.strerror or error}") from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> FilesError:
+        return FilesError(f"cannot write into {self.path}: {error.strerror or error}")
 
     def _make_folder(self) -> None:
         path = self.path
-        if not path.exists():
+        if not os.path.lexists(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=0o700, exist_ok=True)
             if os.geteuid() == 0:
                 owner = path.parent.stat()
                 os.chown(path, owner.st_uid, owner.st_gid)
@@ -485,7 +521,7 @@ def _addresses(texts: Sequence[str]) -> list[Address]:
 
 
 def _shortened(signed: Signed, now: float, days: float) -> bool:
-    return signed.ends < int(now) + days * DAY
+    return (signed.ends - int(now)) / DAY < days
 
 
 def _read(file: Path) -> bytes:
@@ -508,16 +544,21 @@ def _loaded(file: Path) -> x509.Certificate:
 def _fits(certificate: x509.Certificate, key: bytes) -> bool:
     try:
         return serialization.load_pem_private_key(key, None).public_key() == certificate.public_key()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return False
+
+
+def _subject(file: Path, certificate: x509.Certificate) -> tuple[str, Kind, list[Address]]:
+    """As `subject_of`, with the file in the error."""
+    try:
+        return subject_of(certificate)
+    except CertificateError as error:
+        raise CertificateError(f"{file}: {error}") from error
 
 
 def _held(file: Path, authority: x509.Certificate, kind: Kind, now: float) -> Held:
     certificate = _loaded(file)
-    try:
-        name, purpose, addresses = subject_of(certificate)
-    except CertificateError as error:
-        raise CertificateError(f"{file}: {error}") from error
+    name, purpose, addresses = _subject(file, certificate)
     files = Files(file, file.with_suffix(".key"))
     period = _period(certificate)
     fault = period.fault(now)
