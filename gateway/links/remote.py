@@ -46,7 +46,7 @@ from gateway.wire.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from gateway.broker.journal import Journal
@@ -458,7 +458,7 @@ class RemoteLink:
                 tls.check(time.time())
         except DialError as error:
             raise LinkError(str(error)) from error
-        return _nothing
+        return lambda: None
 
     async def stop(self) -> None:
         """Wait a little for the last acknowledgements, say good-bye, close."""
