@@ -48,16 +48,16 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """A context for the next connection. Raises DialError naming the file that cannot be used."""
-        file = self.ca
+        used = f"authority {self.ca}"
         try:
             context = ssl.create_default_context(cafile=self.ca)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            file = self.certificate
             if self.certificate is not None:
+                used = f"certificate {self.certificate}" + (f" with key {self.key}" if self.key is not None else "")
                 # Without a password of ours OpenSSL would ask for one on the terminal, and wait.
                 context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
         except (OSError, ssl.SSLError) as error:
-            raise DialError(f"{file} cannot be used for TLS: {_plainly(error)}") from error
+            raise DialError(f"{used} cannot be used for TLS: {_plainly(error)}") from error
         return context
 
     def check(self, now: float) -> None:
@@ -71,7 +71,7 @@ class Tls:
             try:
                 found = period(file.read_bytes(), authorities=file is self.ca)
             except OSError as error:
-                raise DialError(f"{file} cannot be used for TLS: {_plainly(error)}") from error
+                raise DialError(f"{role} {file} cannot be used for TLS: {_plainly(error)}") from error
             fault = found.fault(now) if found is not None else None
             if fault is not None:
                 raise DialError(f"the {role} {file} of the link {fault}")
