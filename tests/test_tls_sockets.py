@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import paho.mqtt.client
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.broker.listeners import TlsFiles, ending
 from gateway.certificates import DAY, Folder, Kind, date
@@ -333,6 +335,18 @@ def damage_key(site: Site) -> None:
     shutil.copy(site.client("sensor").key, site.own.key)
 
 
+def lock(key: Path) -> None:
+    """Encrypt it."""
+    plain = serialization.load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(plain, ec.EllipticCurvePrivateKey)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    key.write_bytes(plain.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret))
+
+
+def lock_key(site: Site) -> None:
+    lock(site.own.key)
+
+
 def damage_certificate(site: Site) -> None:
     site.own.certificate.write_text("-----BEGIN CERTIFICATE-----\n")
 
@@ -362,6 +376,7 @@ DAMAGES = pytest.mark.parametrize(
     ("damage", "file", "said"),
     [
         (damage_key, "server/gateway.key", "the key is not that of the certificate"),
+        (lock_key, "server/gateway.key", "the key is encrypted: store it without a password"),
         (damage_certificate, "server/gateway.pem", "cannot be used for TLS"),
         (remove_key, "server/gateway.key", "cannot be read (No such file or directory)"),
         (let_it_end, "server/gateway.pem", "is over since"),
@@ -530,6 +545,8 @@ def test_beside_a_broker_bad_files_are_refused_and_the_connection_stays(
 
         shutil.copy(site.client("dash").key, own.key)
         refused(own.key, "key values mismatch")
+        lock(own.key)
+        refused(own.key, "the key is encrypted")
         own.key.unlink()
         refused(own.key, "no such file or directory")
         ca.write_text("")

@@ -59,15 +59,23 @@ class TlsFiles:
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
         context.set_alpn_protocols(["mqtt", "http/1.1"])
         file = self.certificate
+        locked = False
+
+        def password() -> bytes:
+            """Without one of ours OpenSSL would ask for it on the terminal, and wait."""
+            nonlocal locked
+            locked = True
+            return b""
+
         try:
-            # Without a password of ours OpenSSL would ask for one on the terminal, and wait.
-            context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+            context.load_cert_chain(self.certificate, self.key, password=password)
             if self.ca is not None:
                 file = self.ca
                 context.load_verify_locations(self.ca)
                 context.verify_mode = ssl.CERT_REQUIRED if self.require else ssl.CERT_OPTIONAL
         except ssl.SSLError as error:
-            raise ListenError(f"{self._names(file)} cannot be used for TLS ({_reason(error)})") from error
+            reason = "the key is encrypted: store it without a password" if locked else _reason(error)
+            raise ListenError(f"{self._names(file)} cannot be used for TLS ({reason})") from error
         except OSError as error:
             raise ListenError(f"{self._names(file)} cannot be read ({error.strerror or error})") from error
         return context
@@ -104,7 +112,6 @@ class TlsFiles:
 def _reason(error: ssl.SSLError) -> str:
     known = {
         "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
-        "BAD_DECRYPT": "the key is encrypted: store it without a password",
         "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in it",
     }
     return known.get(error.reason or "", error.reason or "it is no PEM file of the right kind")

@@ -49,15 +49,23 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """A context for the next connection. Raises DialError naming the file that cannot be used."""
         used = f"authority {self.ca}"
+        locked = False
+
+        def password() -> bytes:
+            """Without one of ours OpenSSL would ask for it on the terminal, and wait."""
+            nonlocal locked
+            locked = True
+            return b""
+
         try:
             context = ssl.create_default_context(cafile=self.ca)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate is not None:
                 used = f"certificate {self.certificate}" + (f" with key {self.key}" if self.key is not None else "")
-                # Without a password of ours OpenSSL would ask for one on the terminal, and wait.
-                context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+                context.load_cert_chain(self.certificate, self.key, password=password)
         except (OSError, ssl.SSLError) as error:
-            raise DialError(f"{used} cannot be used for TLS: {_plainly(error)}") from error
+            reason = "the key is encrypted, store it without a password" if locked else _plainly(error)
+            raise DialError(f"{used} cannot be used for TLS: {reason}") from error
         return context
 
     def check(self, now: float) -> None:
