@@ -55,6 +55,7 @@ MAY_KNOW = {
         "topics",
         "sessions",
         "tokens",
+        "certificates",
     },
     "tokens": {"errors", "credentials"},
     "acl": {
