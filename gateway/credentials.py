@@ -364,7 +364,11 @@ class Credentials:
         if not 1 <= len(encoded) <= MAX_PASSWORD_BYTES:
             raise PasswordError(name, f"it must have 1 to {MAX_PASSWORD_BYTES:,} bytes")
         with self._hashing:
-            return self._hasher.hash(encoded), self._foreign and self._foreign.hashed(encoded)
+            try:
+                entry = self._foreign and self._foreign.hashed(encoded)
+            except ValueError as error:
+                raise PasswordError(name, str(error)) from None
+            return self._hasher.hash(encoded), entry
 
     def _enter(self, db: sqlite3.Connection, name: str, entry: str | None) -> None:
         # What other brokers were given is of an older password.

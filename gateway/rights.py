@@ -462,7 +462,7 @@ class Rights:
         closed: list[str] = []
         holes: dict[str, None] = {}
         listed = False
-        inner = [found for obj in single.values() for found in _with_children(obj)]
+        inner = [found for obj in single.values() for found in with_children(obj)]
         for found in self.namespaces:
             own = found.topic_filter
             if any(covers(earlier, own) for earlier in chain(opened, closed)):
@@ -491,7 +491,7 @@ class Rights:
                 for each in self.objects.matching(own):
                     if each is not None and each.namespace is found and parent_of(each.topic) is None:
                         single.setdefault(each.topic, each)
-                        inner += _with_children(each)
+                        inner += with_children(each)
                 continue
             holes.update(dict.fromkeys(mine))
             opened.append(own)
@@ -501,7 +501,7 @@ class Rights:
         for topic, obj in single.items():
             base = parent_of(topic) or topic
             if not any(matches(own, base) for own in opened):
-                allowed.update(dict.fromkeys(_with_children(obj)))
+                allowed.update(dict.fromkeys(with_children(obj)))
         strays = (topic for topic in self.objects.strays if topic not in single and parent_of(topic) not in single)
         shut = [each for own in chain(closed, strays) for each in _deeper(own)]
         return list(allowed), list(holes), listed, shut
@@ -527,7 +527,7 @@ class Rights:
         return topic[len(prefix) :] if topic.startswith(prefix) else None
 
 
-def _with_children(obj: DataObject) -> Iterator[str]:
+def with_children(obj: DataObject) -> Iterator[str]:
     """The filters of an object and of what can be below it."""
     yield obj.topic
     if parent_of(obj.topic) is None and (obj.schema is None or obj.schema.children):

@@ -25,7 +25,7 @@ from gateway.acl.files import MARK, Reload, own_password, read, replace
 from gateway.acl.plugin import AclError
 from gateway.counts import counter, gauge
 from gateway.errors import CtxtError
-from gateway.rights import ANONYMOUS, OBSERVED, VERBS
+from gateway.rights import ANONYMOUS, BELOW, OBSERVED, VERBS, with_children
 from gateway.topics import covers, overlaps
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ MANY = 20_000
 
 ASKED = 5.0
 """Seconds that nats-server may take to pass a message of the gateway on to itself."""
+
+FIRST_ASKED = 0.2
+"""Seconds until it is asked again; doubled each time."""
 
 FIRST_LOOK, LONGEST_LOOK = 0.001, 0.1
 """Seconds between two attempts to find out whether it has read the file."""
@@ -300,10 +303,16 @@ class NatsAcl:
         number = str(self._number)
         if self._echo is None:
             raise AclError("it cannot be seen whether nats-server goes by its users' file: there is no link to it")
-        try:
-            heard = await self._echo((NEVER, number, ALWAYS), ASKED)
-        except CtxtError as error:
-            raise AclError(f"it cannot be seen whether nats-server goes by its users' file: {error}") from error
+        left, patience = ASKED, FIRST_ASKED
+        while True:
+            try:
+                heard = await self._echo((NEVER, number, ALWAYS), min(patience, left))
+                break
+            except CtxtError as error:
+                # In the middle of a reload it refuses for a moment what both versions allow.
+                left, patience = left - patience, patience * 2
+                if left <= 0:
+                    raise AclError(f"it cannot be seen whether nats-server goes by its users' file: {error}") from error
         return NEVER not in heard and number in heard
 
 
@@ -393,7 +402,7 @@ def readable(mine: Permissions, rights: Rights, name: str) -> tuple[list[str], b
     receive = list(mine.receive)
     # Of what is denied only that matters which something can be in.
     holes = [hole for hole in mine.deny if any(overlaps(hole, each) for each in mine.closed)]
-    parts = [one for one in receive if any(overlaps(hole, one) for hole in holes)]
+    parts = [one for one in receive if not _of_one(one) and any(overlaps(hole, one) for hole in holes)]
     kept: dict[str, None] = dict.fromkeys(one for one in receive if one not in parts)
     listed = mine.listed or bool(parts)
     while True:
@@ -405,6 +414,11 @@ def readable(mine: Permissions, rights: Rights, name: str) -> tuple[list[str], b
         for one in parts:
             del kept[one]
         listed = True
+
+
+def _of_one(one: str) -> bool:
+    """Whether a filter matches one object's children, and so nothing that is more closed than that object."""
+    return one.endswith(BELOW) and "+" not in one.removesuffix(BELOW)
 
 
 def _too_much(one: str, kept: Iterable[str]) -> bool:
@@ -420,9 +434,9 @@ def _objects(one: str, rights: Rights, name: str) -> Iterator[str]:
         # A rule for other topics: nobody knows which there are.
         return
     head = f"{rights.prefix}{verb}/"
-    for obj in rights.objects.matching(wanted):
+    for obj in rights.objects.matching(wanted.removesuffix(BELOW)):
         if obj is not None and rights.may_observe(name, obj.topic):
-            yield head + obj.topic
+            yield from (head + each for each in with_children(obj))
 
 
 def lost(before: Iterable[str], after: Iterable[str]) -> bool:

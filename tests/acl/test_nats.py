@@ -186,7 +186,7 @@ def test_nats_does_what_the_rights_say(tmp_path: Path, qos: int, capsys: pytest.
     allowed = dict(cases)
 
     def write(number: int, judge: Rights | None) -> None:
-        users = [eye, User("probe", secret, (f"probe.{number}",), ("probe.>", DELIVERY))]
+        users = [eye, User("probe", secret, (f"probe.{number}",), ("probe.*", DELIVERY))]
         if judge is not None:
             users += [user_of(name, secret, judge, SUBJECTS)[0] for name in NAMED if name not in judge.barred]
         broker.users.write_text(render(users, number))
@@ -196,8 +196,9 @@ def test_nats_does_what_the_rights_say(tmp_path: Path, qos: int, capsys: pytest.
     assert broker.process is not None
     watching = Client(broker.port, "eye", version=4, client_id="eye")
     probe = Client(broker.port, "probe", version=4, client_id="probe")
+    voice = Client(broker.port, "eye", version=4, client_id="voice")
     watching.subscribe("#", qos=0)
-    probe.subscribe("probe/#", qos=0)
+    probe.subscribe("probe/+", qos=0)
     try:
         number = 0
         while min(cases.values()) < CASES:
@@ -205,12 +206,18 @@ def test_nats_does_what_the_rights_say(tmp_path: Path, qos: int, capsys: pytest.
             judge = dice.choice(made)
             write(number, judge)
             os.kill(broker.process.pid, signal.SIGHUP)
+            deadline = time.monotonic() + 15
             while not any(topic == f"probe/{number}" for topic, *_ in probe.heard):
+                assert time.monotonic() < deadline, (tmp_path / "nats.log").read_text()
                 probe.publish(f"probe/{number}", b"", qos=0)
                 time.sleep(0.005)
+            # It is still busy with the reload; see `SETTLE` in the plugin.
+            time.sleep(0.1)
             topics = [topic for topic in dice.sample(everything, 40) if possible(judge, topic)]
             names = [name for name in NAMED if name not in judge.barred]
-            clients = {name: Client(broker.port, name, version=4, client_id=name, returns=False) for name in names}
+            clients = {
+                name: Client(broker.port, name, version=4, client_id=f"{name}{number}", returns=False) for name in names
+            }
             for client in clients.values():
                 for topic in topics:
                     client.paho.subscribe(escape(topic), qos=qos)
@@ -218,7 +225,7 @@ def test_nats_does_what_the_rights_say(tmp_path: Path, qos: int, capsys: pytest.
                 client.wait(partial(_answered, client, len(topics)))
             mark = f"{number} "
             for topic in topics:
-                watching.paho.publish(escape(topic), (mark + topic).encode(), qos=qos)
+                voice.paho.publish(escape(topic), (mark + topic).encode(), qos=qos)
             watching.wait(partial(_seen, watching, mark, len(topics)))
             time.sleep(0.1)
             for name, client in clients.items():
@@ -234,7 +241,7 @@ def test_nats_does_what_the_rights_say(tmp_path: Path, qos: int, capsys: pytest.
                     client.paho.publish(escape(topic), f"{name} {topic}".encode(), qos=qos)
                 client.publish(f"request/{name}", b"end", qos=1)
             time.sleep(0.1)
-            passed = {said.decode() for _, said, *_ in watching.heard if said != b"end"}
+            passed = {said.decode() for on, said, *_ in watching.heard if said != b"end" and not on.startswith("$")}
             wanted = {f"{name} {topic}" for name in names for topic in topics if judge.may_publish(name, topic)}
             assert passed == wanted, passed ^ wanted
             cases["publish"] += len(names) * len(topics)
@@ -243,8 +250,8 @@ def test_nats_does_what_the_rights_say(tmp_path: Path, qos: int, capsys: pytest.
                 client.close()
             watching.heard.clear()
     finally:
-        watching.close()
-        probe.close()
+        for each in (watching, voice, probe):
+            each.close()
         broker.kill()
     with capsys.disabled():
         print(
@@ -259,7 +266,8 @@ def _answered(client: Client, count: int) -> bool:
 
 
 def _seen(client: Client, mark: str, count: int) -> bool:
-    return sum(said.startswith(mark.encode()) for _, said, *_ in client.heard) == count
+    # What is sent at QoS 1 is on a subject of nats-server's own as well.
+    return sum(said.startswith(mark.encode()) and not on.startswith("$") for on, said, *_ in client.heard) == count
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -383,9 +391,11 @@ def test_before_the_gateway_has_written_users_nobody_is_let_in(tmp_path: Path) -
 def test_a_server_that_does_not_include_the_file_is_not_believed(tmp_path: Path) -> None:
     broker = Nats(tmp_path)
     entry = json.dumps(hashed(b"the gateway's own"))
+    # With no list at all 2.9.10 breaks down at the reload: it looks there for who may have what is retained.
+    everything = 'permissions: {publish: {allow: [">"]}, subscribe: {allow: [">"]}}'
     broker.config.write_text(
         broker.config.read_text().replace(
-            "include ctxt/users.conf", f"authorization: {{users: [{{user: gateway, password: {entry}}}]}}"
+            "include ctxt/users.conf", f"authorization: {{users: [{{user: gateway, password: {entry}, {everything}}}]}}"
         )
     )
     settings_lines = SETTINGS + broker.settings + "timeout = 1\n"
@@ -424,7 +434,7 @@ def test_many_subjects_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plugin, "MANY", 5)
     with beside_nats(
         tmp_path,
-        SETTINGS.replace("[groups]", '[[topic]]\ntopic_filter = "$odd/x"\nread = ["*"]\nwrite = []\n\n[groups]'),
+        SETTINGS.replace("[groups]", '[[topic]]\nfilter = "$odd/x"\nread = ["*"]\nwrite = []\n\n[groups]'),
         *CLIENTS,
     ) as (gateway, _):
         said = gateway.call(lambda service: list(enforcement(service).plugin.warnings()))
