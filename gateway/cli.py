@@ -480,7 +480,7 @@ def tls_init(
 
     For example:
       ctxt tls init gateway.home.local 192.168.1.10
-      ctxt tls init gateway.home.local >> gateway.toml
+      ctxt tls init gateway.home.local '*.home.local' --days 90
     """
     from gateway.commands import tls
 
@@ -548,7 +548,7 @@ def tls_renew(
     """Make a certificate once more, good from now on, with the same name, addresses and key.
 
     For example:
-      ctxt tls renew gateway && ctxt reload
+      ctxt tls renew gateway
       ctxt tls renew room-sensor --new-key
     """
     from gateway.commands import tls

@@ -18,7 +18,6 @@ from gateway.certificates import (
     Folder,
     Kind,
     NotThereError,
-    ThereAlreadyError,
     date,
 )
 from gateway.commands import config
@@ -40,7 +39,7 @@ NAME = "tls"
 SOON = 14
 """Days before the end that are shown in yellow; the log warns from then on as well."""
 
-_EXITS = ((NotThereError, Exit.NOT_FOUND), (ThereAlreadyError, Exit.FAILED), (FilesError, Exit.IO))
+_EXITS = ((NotThereError, Exit.NOT_FOUND), (FilesError, Exit.IO))
 
 
 @contextmanager
