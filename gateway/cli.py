@@ -32,10 +32,12 @@ app = typer.Typer(
 client_app = typer.Typer(help="Who may connect: add, list and remove clients. Works while the gateway runs.", **_LOOK)
 schema_app = typer.Typer(help="The catalogue: list, show and check JSON Schemas.", **_LOOK)
 config_app = typer.Typer(help="The settings: check them, show what is in effect, write a first file.", **_LOOK)
+tls_app = typer.Typer(help="Certificates: an authority of your own, what it signs, until when it is good.", **_LOOK)
 broker_app = typer.Typer(help="The broker inside, while it runs: who is connected, who hears what.", **_LOOK)
 acl_app = typer.Typer(help="Who may read and write what: explain it, grant it, try it.", **_LOOK)
 app.add_typer(client_app, name="client", rich_help_panel="Gateway")
 app.add_typer(acl_app, name="acl", rich_help_panel="Gateway")
+app.add_typer(tls_app, name="tls", rich_help_panel="Gateway")
 app.add_typer(broker_app, name="broker", rich_help_panel="Gateway")
 app.add_typer(schema_app, name="schema", rich_help_panel="Gateway")
 app.add_typer(config_app, name="config", rich_help_panel="Gateway")
@@ -430,6 +432,128 @@ def client_enable(name: ClientName, config: ConfigFile = None) -> None:
     from gateway.commands import clients
 
     clients.set_disabled(config, name, disabled=False)
+
+
+# ---- certificates ------------------------------------------------------------------------------------------------------
+
+TlsFolder = Annotated[
+    Optional[Path],  # noqa: UP045 - as above
+    typer.Option(
+        "--folder", metavar="FOLDER", file_okay=False, show_default=False,
+        help="Where they are. Left out: tls below the state folder.",
+    ),
+]  # fmt: skip
+Days = Annotated[
+    Optional[int],  # noqa: UP045 - as above
+    typer.Option(
+        "--days", metavar="N", min=1, max=3650, show_default=False, help="How long it is good. Left out: 397 days."
+    ),
+]
+RenewedDays = Annotated[
+    Optional[int],  # noqa: UP045 - as above
+    typer.Option(
+        "--days", metavar="N", min=1, max=3650, show_default=False,
+        help="How long it is good. Left out: as long as the one before.",
+    ),
+]  # fmt: skip
+CertificateName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The client's name, or what a server's files are called.")
+]
+
+
+@_command(tls_app, "init")
+def tls_init(
+    addresses: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME_OR_ADDRESS...", help="Host names and IP addresses that clients reach the gateway by."
+        ),
+    ],
+    folder: TlsFolder = None,
+    days: Days = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the authority and the certificate that are there.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Make an authority of your own and the gateway's certificate, and print the listener's settings.
+
+    For example:
+      ctxt tls init gateway.home.local 192.168.1.10
+      ctxt tls init gateway.home.local '*.home.local' --days 90
+    """
+    from gateway.commands import tls
+
+    tls.init(config, addresses, folder=folder, days=days, force=force)
+
+
+@_command(tls_app, "issue")
+def tls_issue(
+    name: CertificateName,
+    server: Annotated[bool, typer.Option("--server/--client", help="For another server, or for a client.")] = False,
+    address: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(
+            "--address",
+            metavar="NAME_OR_ADDRESS",
+            show_default=False,
+            help="Host name or IP address of a server; may be given several times.",
+        ),
+    ] = None,
+    folder: TlsFolder = None,
+    days: Days = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a certificate and its key.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Make a key and a certificate: for a client, whose name is in it, or for another server.
+
+    Where the two files are goes to standard output.
+
+    For example:
+      ctxt tls issue room-sensor
+      ctxt tls issue broker --server --address broker.home.local --address 192.168.1.11
+    """  # fmt: skip
+    from gateway.commands import tls
+
+    tls.issue(config, name, address or [], server=server, folder=folder, days=days, force=force)
+
+
+@_command(tls_app, "ls")
+def tls_ls(folder: TlsFolder = None, json: Json = False, config: ConfigFile = None) -> None:
+    """List the certificates: what for, and until when they are good.
+
+    For example:
+      ctxt tls ls
+      ctxt tls ls --json
+    """
+    from gateway.commands import tls
+
+    tls.show(config, folder=folder, json=json)
+
+
+@_command(tls_app, "renew")
+def tls_renew(
+    name: CertificateName,
+    server: Annotated[
+        Optional[bool],  # noqa: UP045 - as above
+        typer.Option(
+            "--server/--client", help="Which one, where a server and a client have that name.", show_default=False
+        ),
+    ] = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="With another key, too.")] = False,
+    folder: TlsFolder = None,
+    days: RenewedDays = None,
+    config: ConfigFile = None,
+) -> None:
+    """Make a certificate once more, good from now on, with the same name, addresses and key.
+
+    For example:
+      ctxt tls renew gateway
+      ctxt tls renew room-sensor --new-key
+    """
+    from gateway.commands import tls
+
+    tls.renew(config, name, server=server, folder=folder, days=days, new_key=new_key)
 
 
 # ---- rights ------------------------------------------------------------------------------------------------------------

@@ -744,8 +744,8 @@ class Service:
             self._link.look()
 
     def reread(self) -> Callable[[], None]:
-        """Read certificates and keys now; what is returned takes them over. Raises LinkError. A link outside reads its own each time."""
-        return self._link.reread() if isinstance(self._link, LocalLink) else lambda: None
+        """Read certificates and keys now; what is returned takes them over. Raises LinkError."""
+        return self._link.reread()
 
     async def ask_broker(self, client: str, action: Action, topic: str) -> bool | None:
         """What a broker outside says itself, where it can be asked."""

@@ -57,7 +57,9 @@ def reported(client: Client, payload: Any, object_name: str = "room", **rest: An
 
 def of_plugins(folder: Path) -> Iterator[Family]:
     """What is counted where an ACL plugin is in use; by each of those that come with the gateway."""
-    settings = load(None, {"CTXT_STATE_DIR": str(folder), "CTXT_LINK__USERNAME": "gateway"})
+    settings = load(
+        None, {"CTXT_STATE_DIR": str(folder), "CTXT_LINK__USERNAME": "gateway", "CTXT_LINK__TOPIC_ESCAPE": ". *>"}
+    )
     rights = Rights((), (), Objects())
     with closing(Credentials(folder / "plugins.db")) as credentials:
         context = Context(settings, rights, credentials, web=Web("127.0.0.1", 0))

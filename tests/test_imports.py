@@ -40,7 +40,8 @@ PURE = {
 
 MAY_KNOW = {
     "wire": {"errors", "topics", "wire"},
-    "broker": {"errors", "topics", "wire", "broker", "counts", "sessions"},
+    "broker": {"errors", "topics", "wire", "broker", "counts", "sessions", "certificates"},
+    "certificates": {"errors"},
     "links": {
         "backoff",
         "counts",
@@ -54,6 +55,7 @@ MAY_KNOW = {
         "topics",
         "sessions",
         "tokens",
+        "certificates",
     },
     "tokens": {"errors", "credentials"},
     "acl": {

@@ -206,10 +206,14 @@ class MosquittoAcl:
         yield gauge(
             "ctxt_acl_enforced", "Whether mosquitto was seen going by the rules last: 1 or 0.", int(self.enforced)
         )
-        yield counter("ctxt_acl_reloads_total", "Times that mosquitto has read its files again.", self.reloads)
+        yield counter(
+            "ctxt_acl_reloads_total",
+            "Times that the broker outside has read the files of the rights again.",
+            self.reloads,
+        )
         yield counter("ctxt_acl_reload_seconds_total", "Seconds until it went by them.", self.seconds)
         lines = [section.count("\n") for section in self._sections.values()]
-        yield gauge("ctxt_acl_lines", "Lines of mosquitto's ACL file that are single clients'.", sum(lines))
+        yield gauge("ctxt_acl_lines", "Lines of these files that are single clients'.", sum(lines))
         yield gauge("ctxt_acl_lines_most", "Those of the client that has most.", max(lines, default=0))
 
     # ---- rules ---------------------------------------------------------------------------------------------------------

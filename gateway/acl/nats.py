@@ -191,14 +191,18 @@ class NatsAcl:
 
     def families(self) -> Iterator[Family]:
         """What is counted here."""
-        yield counter("ctxt_acl_reloads_total", "Times that nats-server has read its users' file again.", self.reloads)
-        yield counter("ctxt_acl_reload_seconds_total", "Seconds until it went by it.", self.seconds)
         yield counter(
-            "ctxt_acl_kicks_total", "Users whose connections were closed for what they have lost.", self.kicks
+            "ctxt_acl_reloads_total",
+            "Times that the broker outside has read the files of the rights again.",
+            self.reloads,
+        )
+        yield counter("ctxt_acl_reload_seconds_total", "Seconds until it went by them.", self.seconds)
+        yield counter(
+            "ctxt_acl_kicks_total", "Clients whose connections were closed for what they have lost.", self.kicks
         )
         counts = [len(user.subscribe) + len(user.publish) for user in self._users.values()]
-        yield gauge("ctxt_acl_lines", "Subjects in nats-server's users' file.", sum(counts))
-        yield gauge("ctxt_acl_lines_most", "Those of the user that has most.", max(counts, default=0))
+        yield gauge("ctxt_acl_lines", "Lines of these files that are single clients'.", sum(counts))
+        yield gauge("ctxt_acl_lines_most", "Those of the client that has most.", max(counts, default=0))
 
     # ---- users ---------------------------------------------------------------------------------------------------------
 

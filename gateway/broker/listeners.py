@@ -11,12 +11,10 @@ import ssl
 import stat
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gateway.broker.connection import LINGER, Connection
-from gateway.broker.validity import Validity, validity
 from gateway.broker.websocket import WebSocket
 from gateway.errors import CtxtError
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.broker.server import Broker
+    from gateway.certificates import Period
 
 BACKLOG = 1_024
 """Connections that the kernel keeps until they are accepted."""
@@ -60,15 +59,23 @@ class TlsFiles:
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
         context.set_alpn_protocols(["mqtt", "http/1.1"])
         file = self.certificate
+        locked = False
+
+        def password() -> bytes:
+            """Without one of ours OpenSSL would ask for it on the terminal, and wait."""
+            nonlocal locked
+            locked = True
+            return b""
+
         try:
-            # Without a password of ours OpenSSL would ask for one on the terminal, and wait.
-            context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+            context.load_cert_chain(self.certificate, self.key, password=password)
             if self.ca is not None:
                 file = self.ca
                 context.load_verify_locations(self.ca)
                 context.verify_mode = ssl.CERT_REQUIRED if self.require else ssl.CERT_OPTIONAL
         except ssl.SSLError as error:
-            raise ListenError(f"{self._names(file)} cannot be used for TLS ({_reason(error)})") from error
+            reason = "the key is encrypted: store it without a password" if locked else _reason(error)
+            raise ListenError(f"{self._names(file)} cannot be used for TLS ({reason})") from error
         except OSError as error:
             raise ListenError(f"{self._names(file)} cannot be read ({error.strerror or error})") from error
         return context
@@ -76,14 +83,26 @@ class TlsFiles:
     def _names(self, file: Path) -> str:
         if file == self.certificate and self.key is not None:
             return f"certificate {file} with key {self.key}"
-        return f"{'certificate' if file == self.certificate else 'authority'} {file}"
+        return f"{self.role(file)} {file}"
 
-    def validity(self) -> Validity | None:
-        """From when until when the certificate is good, where that can be read."""
-        try:
-            return validity(self.certificate.read_bytes())
-        except OSError:
-            return None
+    def role(self, file: Path) -> str:
+        """What one of the files is."""
+        return "certificate" if file == self.certificate else "authority"
+
+    def periods(self) -> dict[Path, Period]:
+        """Of certificate and authority from when until when they are good, where that can be read. Raises ListenError."""
+        from gateway.certificates import period  # noqa: PLC0415 - only where there is TLS
+
+        found = {}
+        for file in (self.certificate, self.ca):
+            if file is not None:
+                try:
+                    read = period(file.read_bytes(), authorities=file is self.ca)
+                except OSError as error:
+                    raise ListenError(f"{self._names(file)} cannot be read ({error.strerror or error})") from error
+                if read is not None:
+                    found[file] = read
+        return found
 
     def stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
         """What changes when one of the files does."""
@@ -93,7 +112,6 @@ class TlsFiles:
 def _reason(error: ssl.SSLError) -> str:
     known = {
         "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
-        "BAD_DECRYPT": "the key is encrypted: store it without a password",
         "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in it",
     }
     return known.get(error.reason or "", error.reason or "it is no PEM file of the right kind")
@@ -117,13 +135,14 @@ class Certificates:
         self._used = self._tried = self._seen = files.stamps()
         self._warned = 0.0
         self.context = files.context()
-        self._validity = files.validity()
+        self._periods = files.periods()
         self._warn()
 
     @property
     def expires(self) -> float | None:
-        """Unix seconds; None where that cannot be read."""
-        return None if self._validity is None else self._validity.ends
+        """Until when the certificate is good, Unix seconds; None where that cannot be read."""
+        found = self._periods.get(self._files.certificate)
+        return None if found is None else found.ends
 
     def look(self) -> None:
         """Take new files when they have stopped changing since the last look. Broken ones are told in the log, once."""
@@ -140,16 +159,18 @@ class Certificates:
 
     def reread(self) -> Callable[[], None]:
         """Read the files now, where they are not those in use; what is returned takes them over. Raises ListenError."""
-        return (lambda: None) if self._files.stamps() == self._used else self._made()
+        return _nothing if self._files.stamps() == self._used else self._made()
 
     def _made(self) -> Callable[[], None]:
         stamps = self._files.stamps()
-        context, found = self._files.context(), self._files.validity()
-        if found is not None and found.ends <= self._wall():
-            raise ListenError(f"the certificate {self._files.certificate} is over since {_date(found.ends)}")
+        context, periods = self._files.context(), self._files.periods()
+        for file, period in periods.items():
+            fault = period.fault(self._wall())
+            if fault is not None:
+                raise ListenError(f"the {self._files.role(file)} {file} {fault}")
 
         def take() -> None:
-            self.context, self._validity = context, found
+            self.context, self._periods = context, periods
             self._used = self._tried = self._seen = stamps
             self._warned = 0.0
             _log.info("certificate %s: loaded anew, new connections get it", self._files.certificate)
@@ -158,21 +179,32 @@ class Certificates:
 
     def _warn(self) -> None:
         """Once a day, in the last days."""
-        now, expires = self._wall(), self.expires
-        if expires is None or expires - now >= WARN or now - self._warned < DAY:
+        now = self._wall()
+        if now - self._warned < DAY:
             return
-        self._warned = now
-        file = self._files.certificate
-        if expires <= now:
-            _log.warning("the certificate %s is over since %s: clients refuse it; renew it", file, _date(expires))
-        else:
-            _log.warning(
-                "the certificate %s ends on %s, in %d h: renew it", file, _date(expires), (expires - now) // 3600
-            )
+        for text in ending(self._files, self._periods, now):
+            self._warned = now
+            _log.warning("%s", text)
 
 
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def ending(files: TlsFiles, periods: dict[Path, Period], now: float) -> list[str]:
+    """What should be renewed: sentences about what is over, not good yet, or ends within WARN seconds."""
+    found = []
+    for file, period in periods.items():
+        fault = period.fault(now)
+        if fault is None and period.ends - now < WARN:
+            from gateway.certificates import date  # noqa: PLC0415 - as above
+
+            fault = f"ends on {date(period.ends)}, in {int((period.ends - now) // DAY)} d: renew it"
+        elif fault is not None and now >= period.ends:
+            fault += ": whoever checks it refuses; renew it"
+        if fault is not None:
+            found.append(f"the {files.role(file)} {file} {fault}")
+    return found
+
+
+def _nothing() -> None:
+    """There is nothing to take over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from gateway.messages import rfc3339
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gateway.settings import Settings
+
 FILE = "clients.db"
 
 
@@ -72,6 +74,18 @@ def _tell(done: str, password: str, *, made: bool) -> None:
         out.print(Text(password))
     else:
         write_note(done)
+
+
+def standing(settings: Settings, name: str) -> bool | None:
+    """Whether a client may connect; None where it is not known. Raises CommandError."""
+    file = settings.state_dir / FILE
+    if not file.exists():
+        return None
+    try:
+        with closing(Credentials(file)) as credentials:
+            return credentials.admitted(name)
+    except CredentialsError as error:
+        raise CommandError(Exit.IO, str(error)) from error
 
 
 def hold(given: Path | None) -> None:

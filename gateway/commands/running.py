@@ -34,7 +34,12 @@ def reload(given: Path | None, *, json: bool) -> None:
     """Have the running gateway read settings and schemas again. Raises CommandError (78) where they are refused."""
     # What is wrong with the file is told here, with its places, before the gateway is asked.
     config.load(given)
-    found = change(given, {"do": "reload"})
+    try:
+        found = change(given, {"do": "reload"})
+    except CommandError as error:
+        if error.code is Exit.INVALID:
+            raise CommandError(Exit.CONFIG, str(error)) from error
+        raise
     if json:
         write_json([one["changed"] for one in found])
         return

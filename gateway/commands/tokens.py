@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from gateway.commands import config
-from gateway.commands.clients import FILE
+from gateway.commands.clients import standing
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.terminal import out, printable, read_stdin, show_table, table, write_json, write_note
-from gateway.credentials import Credentials, CredentialsError
 from gateway.messages import rfc3339
 from gateway.service import bearers
 from gateway.settings import duration, duration_text
@@ -62,10 +60,10 @@ def mint(given: Path | None, name: str, groups: str, expires: str) -> None:
     for group in named:
         if group not in settings.groups:
             write_note(f"there is no group {group!r} in [groups]: nothing comes of it as long as there is none")
-    standing = _standing(settings, name)
-    if standing is False:
+    known = standing(settings, name)
+    if known is False:
         write_note(f"client {name} is disabled, so the token is refused: `ctxt client enable {name}`")
-    elif standing is None and not found.any_name:
+    elif known is None and not found.any_name:
         write_note(f"client {name} is not known, so the token is refused until `ctxt client add {name}`")
     write_note(f"a token for client {name}, good for {duration_text(int(lifetime))}; it is shown only now:")
     out.print(Text(token))
@@ -80,9 +78,9 @@ def check(given: Path | None, *, json: bool) -> None:
     reason = None
     try:
         identity = found.tokens.check(token)
-        standing = _standing(settings, identity.client)
-        if not standing and not (standing is None and found.any_name):
-            reason = f"client {identity.client} is {'disabled' if standing is False else 'not known here'}"
+        known = standing(settings, identity.client)
+        if not known and not (known is None and found.any_name):
+            reason = f"client {identity.client} is {'disabled' if known is False else 'not known here'}"
     except TokenError as error:
         reason = str(error)
     if json:
@@ -95,18 +93,6 @@ def check(given: Path | None, *, json: bool) -> None:
     if reason is not None:
         raise CommandError(Exit.INVALID, f"the gateway refuses this token: {reason}")
     write_note("the gateway takes this token")
-
-
-def _standing(settings: Settings, name: str) -> bool | None:
-    """Whether a client may connect; None where it is not known."""
-    file = settings.state_dir / FILE
-    if not file.exists():
-        return None
-    try:
-        with closing(Credentials(file)) as credentials:
-            return credentials.admitted(name)
-    except CredentialsError as error:
-        raise CommandError(Exit.IO, str(error)) from error
 
 
 def _shown(member: str, value: Any) -> str:

@@ -48,17 +48,41 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """A context for the next connection. Raises DialError naming the file that cannot be used."""
-        file = self.ca
+        used = f"authority {self.ca}"
+        locked = False
+
+        def password() -> bytes:
+            """Without one of ours OpenSSL would ask for it on the terminal, and wait."""
+            nonlocal locked
+            locked = True
+            return b""
+
         try:
             context = ssl.create_default_context(cafile=self.ca)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            file = self.certificate
             if self.certificate is not None:
-                # Without a password of ours OpenSSL would ask for one on the terminal, and wait.
-                context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+                used = f"certificate {self.certificate}" + (f" with key {self.key}" if self.key is not None else "")
+                context.load_cert_chain(self.certificate, self.key, password=password)
         except (OSError, ssl.SSLError) as error:
-            raise DialError(f"{file} cannot be used for TLS: {_plainly(error)}") from error
+            reason = "the key is encrypted, store it without a password" if locked else _plainly(error)
+            raise DialError(f"{used} cannot be used for TLS: {reason}") from error
         return context
+
+    def check(self, now: float) -> None:
+        """Raises DialError naming a file that the next connection could not be made with; `now` in Unix seconds."""
+        from gateway.certificates import period  # noqa: PLC0415 - only where there is TLS
+
+        self.context()
+        for role, file in (("certificate", self.certificate), ("authority", self.ca)):
+            if file is None:
+                continue
+            try:
+                found = period(file.read_bytes(), authorities=file is self.ca)
+            except OSError as error:
+                raise DialError(f"{role} {file} cannot be used for TLS: {_plainly(error)}") from error
+            fault = found.fault(now) if found is not None else None
+            if fault is not None:
+                raise DialError(f"the {role} {file} of the link {fault}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,3 +131,6 @@ class Link(Protocol):
 
     def resume(self) -> None:
         """Read again."""
+
+    def reread(self) -> Callable[[], None]:
+        """Read certificates and keys now; what is returned takes them over. Raises LinkError where one cannot be used."""

@@ -46,7 +46,7 @@ from gateway.wire.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from gateway.broker.journal import Journal
@@ -449,6 +449,16 @@ class RemoteLink:
         except asyncio.CancelledError:
             self._task.cancel()
             raise
+
+    def reread(self) -> Callable[[], None]:
+        """Whether the next connection can be made with the files of TLS as they are; they are read for each. Raises LinkError."""
+        tls = self._remote.way.tls
+        try:
+            if tls is not None:
+                tls.check(time.time())
+        except DialError as error:
+            raise LinkError(str(error)) from error
+        return lambda: None
 
     async def stop(self) -> None:
         """Wait a little for the last acknowledgements, say good-bye, close."""
