@@ -36,6 +36,9 @@ BUILT_IN = {
 }
 """The plugins for brokers outside that come with the gateway. The broker inside needs none: it asks `acl/embedded.py`."""
 
+EXTRAS = {"http": "web", "nats": "nats"}
+"""What has to be installed for some of them."""
+
 
 class AclError(CtxtError):
     """The rights cannot be enforced on this broker. The sentence says what is in the way and what to do."""
@@ -122,4 +125,5 @@ def _factory(name: str) -> Callable[[Context], AclPlugin]:
             raise AclError(f"there is no ACL plugin {name!r}: known are {', '.join(names())}")
         return found[0].load()  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:
-        raise AclError(f"the ACL plugin {name!r} cannot be loaded ({error}): install what it needs") from error
+        needed = f"pip install 'ctxt-gateway[{EXTRAS[name]}]'" if name in EXTRAS else "install what it needs"
+        raise AclError(f"the ACL plugin {name!r} cannot be loaded ({error}): {needed}") from error

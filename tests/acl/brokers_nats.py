@@ -27,20 +27,19 @@ class Nats:
         self.folder = folder
         self.port, self.native = free_port(), free_port()
         self.pid_file = folder / "nats.pid"
-        self.users = folder / "ctxt/users.conf"
+        self.users = folder / "nats/users.conf"
         self.users.parent.mkdir()
         self.users.write_text((shipped("config") / "nats/users.conf").read_text())
         text = (shipped("config") / "nats/nats-server.conf").read_text()
         for old, new in (
             ("0.0.0.0:1883", f"127.0.0.1:{self.port}"),
             ("127.0.0.1:4222", f"127.0.0.1:{self.native}"),
-            ("/run/nats/nats-server.pid", str(self.pid_file)),
             ("/var/lib/nats", str(folder / "store")),
         ):
             assert old in text, old
             text = text.replace(old, new)
         self.config = folder / "nats-server.conf"
-        self.config.write_text(text)
+        self.config.write_text(f"{text}\npid_file: {self.pid_file}\n")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from tests.acl.attacks import ATTACKS, CLIENTS, SETTINGS, Site
 from tests.acl.brokers_mosquitto import FILES, LINK_PASSWORD, Mosquitto, beside_mosquitto
 from tests.acl.machine import NAMES, Machine
 from tests.acl.machine import SETTINGS as MACHINE_SETTINGS
+from tests.acl.units import carried, faults
 from tests.inside import PASSWORD, Client, Inside
 from tests.running import free_port, need, wait_for_port
 from tests.test_cli import ctxt
@@ -446,10 +446,6 @@ plugin = "mosquitto"
         f"mosquitto.conf:2 listens on port {port}",
     ):
         assert problem in problems
-    unit = (etc / "ctxt-mosquitto.service").read_text()
-    shell = re.findall(r"-ec '(.*?)'", unit, re.DOTALL)[0].replace("$$", "$").replace("\\\n", "")
-    copy = shell.replace("-g mosquitto ", "")
-    watched = Path(re.findall(r"PathChanged=(.*)", (etc / "ctxt-mosquitto.path").read_text())[0])
     config = tmp_path / "mosquitto.conf"
     config.write_text(
         ("user root\n" if os.geteuid() == 0 else "")
@@ -459,49 +455,25 @@ plugin = "mosquitto"
         process = subprocess.Popen(
             [need("mosquitto", "mosquitto"), "-c", str(config)], stdout=log, stderr=subprocess.STDOUT
         )
-    over = threading.Event()
-
-    def act() -> None:
-        before = 0
-        while not over.wait(0.02):
-            with suppress(FileNotFoundError):
-                if (now := watched.stat().st_mtime_ns) != before:
-                    subprocess.run(["/bin/sh", "-ec", copy], check=True)
-                    process.send_signal(signal.SIGHUP)
-                    before = now
-
-    systemd = threading.Thread(target=act)
     try:
         wait_for_port(port, process, 10)
-        systemd.start()
-        gateway = Inside(tmp_path, SETTINGS + text, CLIENTS, url)
-        try:
-            site = Site(gateway, "mosquitto", port)
-            site.prepare()
-            for attack in ("live_at_qos_1", "in_anothers_name", "anothers_session"):
-                assert ATTACKS[attack](site) == ""
-            site.close()
-        finally:
-            gateway.stop()
+        with carried(etc / "ctxt-mosquitto.path", process.pid, {}):
+            gateway = Inside(tmp_path, SETTINGS + text, CLIENTS, url)
+            try:
+                site = Site(gateway, "mosquitto", port)
+                site.prepare()
+                for attack in ("live_at_qos_1", "in_anothers_name", "anothers_session"):
+                    assert ATTACKS[attack](site) == ""
+                site.close()
+            finally:
+                gateway.stop()
     finally:
-        over.set()
-        systemd.join()
         process.kill()
         process.wait()
 
 
 def test_the_units_are_ones_that_systemd_understands(tmp_path: Path) -> None:
-    program = need("systemd-analyze", "systemd")
-    for name in ("ctxt-mosquitto.path", "ctxt-mosquitto.service"):
-        (tmp_path / name).write_text((shipped("config") / "mosquitto" / name).read_text())
-    # The unit of mosquitto itself need not be on this machine.
-    found = subprocess.run(
-        [program, "verify", "--man=no", str(tmp_path / "ctxt-mosquitto.path")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "ctxt-mosquitto" not in found.stderr, found.stderr
+    assert faults(tmp_path, shipped("config") / "mosquitto/ctxt-mosquitto.path") == ""
 
 
 def test_nothing_is_installed_over_what_is_not_ours(tmp_path: Path) -> None:

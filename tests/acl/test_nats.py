@@ -21,9 +21,11 @@ from gateway.acl.plugin import AclError
 from gateway.administration import AdministrationError
 from gateway.commands import attacks
 from gateway.credentials import Credentials, Foreign, PasswordError
+from gateway.data import folder as shipped
 from gateway.topics import matches
 from tests.acl.attacks import ATTACKS, CLIENTS, SETTINGS, Site
 from tests.acl.brokers_nats import Nats, beside_nats, escape, plain
+from tests.acl.units import carried, faults
 from tests.inside import PASSWORD, Client, Inside
 from tests.test_rights import FACES, OTHERS, PEOPLE, worlds
 
@@ -395,7 +397,7 @@ def test_a_server_that_does_not_include_the_file_is_not_believed(tmp_path: Path)
     everything = 'permissions: {publish: {allow: [">"]}, subscribe: {allow: [">"]}}'
     broker.config.write_text(
         broker.config.read_text().replace(
-            "include ctxt/users.conf", f"authorization: {{users: [{{user: gateway, password: {entry}, {everything}}}]}}"
+            "include nats/users.conf", f"authorization: {{users: [{{user: gateway, password: {entry}, {everything}}}]}}"
         )
     )
     settings_lines = SETTINGS + broker.settings + "timeout = 1\n"
@@ -413,6 +415,31 @@ def test_files_of_somebody_else_stay_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(AclError, match="is not the gateway's"):
         Inside(tmp_path, SETTINGS + broker.settings, CLIENTS, f"mqtt://127.0.0.1:{broker.port}")
     assert broker.users.read_text() == "authorization: {}\n"
+
+
+def test_units_carry_the_users_to_nats(tmp_path: Path) -> None:
+    """Where the gateway may write in its own folder only: the shipped units copy its file and have nats-server read it."""
+    broker = Nats(tmp_path)
+    own = f"{tmp_path}/state/nats/users.conf"
+    changes = {"/var/lib/ctxt-gateway/nats/users.conf": own, "/etc/nats/users.conf": str(broker.users)}
+    lines = [line for line in broker.settings.splitlines() if not line.startswith(("users_file", "pid_file"))]
+    unit = shipped("config") / "nats/ctxt-nats.path"
+    assert faults(tmp_path, unit) == ""
+    broker.start()
+    assert broker.process is not None
+    try:
+        with carried(unit, broker.process.pid, changes):
+            gateway = Inside(tmp_path, SETTINGS + "\n".join(lines), CLIENTS, f"mqtt://127.0.0.1:{broker.port}")
+            try:
+                site = Site(gateway, "nats", broker.port, 4, escape=escape, plain=plain)
+                site.prepare()
+                for attack in ("live_at_qos_1", "in_anothers_name"):
+                    assert ATTACKS[attack](site) == ""
+                site.close()
+            finally:
+                gateway.stop()
+    finally:
+        broker.kill()
 
 
 @pytest.mark.parametrize(
