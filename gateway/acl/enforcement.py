@@ -33,6 +33,12 @@ LONGEST_REST = 30.0
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts at what has failed; the last one goes on."""
 
+WARN = 60.0
+"""Seconds between two looks for what is worth a warning, where something has changed."""
+
+WARNINGS = 20
+"""So many are told at a time."""
+
 _log = logging.getLogger("gateway.acl")
 
 
@@ -44,6 +50,8 @@ class Enforcement:
         self._rights = rights
         self._credentials = credentials
         self._known: dict[str, tuple[bool, int]] = {}
+        self._told: frozenset[str] = frozenset()
+        self._looked = -1
         self.enforced = 0
         self.failed = 0
         self._concerned: set[str] | None = set()
@@ -58,6 +66,7 @@ class Enforcement:
         self._credentials.changed()
         self._look()
         await self.plugin.start()
+        self._warn()
 
     async def begin(self) -> None:
         """The link is connected: from now on changes are taken over. Raises AclError."""
@@ -88,9 +97,26 @@ class Enforcement:
         self._rights.bar(name for name, (disabled, _) in known.items() if disabled)
         return {name for name in known.keys() | before.keys() if known.get(name) != before.get(name)}
 
+    def _warn(self) -> None:
+        """Say what the plugin warns of and was not told before, or not the last time."""
+        if self._looked == self.enforced:
+            return
+        self._looked = self.enforced
+        found = dict.fromkeys(self.plugin.warnings())
+        new = [sentence for sentence in found if sentence not in self._told]
+        self._told = frozenset(found)
+        for sentence in new[:WARNINGS]:
+            _log.warning("%s", sentence)
+        if len(new) > WARNINGS:
+            _log.warning("and %d more of these", len(new) - WARNINGS)
+
     async def _watch(self) -> None:
+        warned = asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(POLL)
+            if asyncio.get_running_loop().time() - warned > WARN:
+                warned = asyncio.get_running_loop().time()
+                self._warn()
             try:
                 changed = self._look() if self._credentials.changed() else None
             except CredentialsError as error:

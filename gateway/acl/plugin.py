@@ -89,7 +89,7 @@ class AclPlugin(Protocol):
         """The broker's own answer, where it can be asked without doing it; else None."""
 
     def warnings(self) -> Iterator[str]:
-        """Sentences about what this broker does not enforce, or what is set up wrongly; told at the start."""
+        """Sentences about what this broker does not enforce, or what is set up wrongly; told at the start, and within a minute of a change."""
 
     def families(self) -> Iterator[Family]:
         """What is counted here."""

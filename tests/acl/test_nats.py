@@ -457,7 +457,9 @@ def test_what_is_missing_is_said(tmp_path: Path, lines: str, problem: str) -> No
         Inside(tmp_path, settings_lines, CLIENTS, "mqtt://127.0.0.1:1")
 
 
-def test_many_subjects_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_subjects_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(plugin, "MANY", 5)
     with beside_nats(
         tmp_path,
@@ -467,3 +469,5 @@ def test_many_subjects_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
         said = gateway.call(lambda service: list(enforcement(service).plugin.warnings()))
         assert any("subjects" in each for each in said)
         assert any("opens nothing on nats-server" in each for each in said)
+        logged = [each.getMessage() for each in caplog.records if each.name == "gateway.acl"]
+        assert sorted(set(logged) & set(said)) == sorted(logged) != []
