@@ -124,3 +124,22 @@ def test_mistakes_have_exit_codes_and_change_nothing(home: dict[str, str], tmp_p
     assert code("init", "a.local", "--folder", "/dev/null/x") == Exit.IO
     assert ctxt("tls", "init", "a.local", "--force", env=home).returncode == 0
     assert (tmp_path / "state/tls/ca.key").read_bytes() != before
+
+
+def test_settings_with_certificates_that_end_are_warned_of(home: dict[str, str], tmp_path: Path) -> None:
+    made = ctxt("tls", "init", "a.local", "--days", "9", env=home)
+    settings = tmp_path / "gateway.toml"
+    settings.write_text(made.stdout)
+
+    def warnings() -> list[str]:
+        checked = ctxt("config", "check", "--json", "--config", str(settings), env=home)
+        assert checked.returncode == 0
+        return [each for each in json.loads(checked.stdout)["warnings"] if "certificate" in each]
+
+    (said,) = warnings()
+    assert f"{tmp_path}/state/tls/server/gateway.pem ends on " in said
+    assert ctxt("tls", "renew", "gateway", "--days", "90", env=home).returncode == 0
+    assert warnings() == []
+    (tmp_path / "state/tls/server/gateway.key").unlink()
+    (said,) = warnings()
+    assert "cannot be" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from gateway.commands.terminal import environment, out, write_json, write_note
 from gateway.data import folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from gateway.settings import Settings
 
@@ -56,7 +57,7 @@ def check(given: Path | None, *, json: bool) -> None:
         sentence = str(error)
         problems = [_Finding(each.place, each.reason, each.suggestion) for each in error.problems]
     else:
-        warnings = room.warnings(settings)
+        warnings = [*room.warnings(settings), *_certificates(settings)]
         sentence = _schemas_problem(settings) or ""
         problems = [_Finding("schemas", sentence, None)] if sentence else []
     if json:
@@ -90,6 +91,23 @@ def _schemas_problem(settings: Settings) -> str | None:
     except CatalogueError as error:
         return str(error)
     return None
+
+
+def _certificates(settings: Settings) -> Iterator[str]:
+    """Files of TLS that cannot be used, or that end soon."""
+    named = [(each.certificate, each.key, each.ca) for each in settings.listener]
+    named.append((settings.link.certificate, settings.link.key, settings.link.ca))
+    for certificate, key, ca in named:
+        if certificate is None:
+            continue
+        from gateway.broker.listeners import ListenError, TlsFiles, ending  # noqa: PLC0415 - only where there is TLS
+
+        files = TlsFiles(certificate, key, ca)
+        try:
+            files.context()
+            yield from ending(files, files.periods(), time.time())
+        except ListenError as error:
+            yield str(error)
 
 
 def show(given: Path | None, *, json: bool) -> None:

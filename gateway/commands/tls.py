@@ -120,7 +120,7 @@ def renew(
         made, kind = _folder(given, folder).renew(name, kind, now=time.time(), days=days, new_key=new_key)
     _tell(f"a {kind.value}'s", name, made)
     if kind is Kind.SERVER and name == GATEWAY:
-        write_note("`ctxt reload` has the gateway show it; without it does so within seconds")
+        write_note("`ctxt reload` has the gateway show it at once; by itself it does within seconds")
 
 
 def _tell(whose: str, name: str, made: Made) -> None:
