@@ -487,7 +487,7 @@ def test_the_program_of_the_page_brings_a_renewed_certificate_to_a_running_gatew
     systemctl.write_text("#!/bin/sh\nexit 0\n")
     systemctl.chmod(0o755)
     hook()
-    settings = shown("toml")[1].replace(STATE, str(state)).replace("[::]:8883", f"{HOST}:0")
+    settings = shown("toml")[2].replace(STATE, str(state)).replace("[::]:8883", f"{HOST}:0")
     with listening(tmp_path, settings) as (running, port):
         assert served(port, site.ca) == number(site.own)
         systemctl.write_text(f'#!/bin/sh\n[ "$*" = "reload ctxt-gateway" ] && kill -HUP {running.process.pid}\n')

@@ -72,7 +72,7 @@ def init(given: Path | None, addresses: Sequence[str], *, folder: Path | None, d
     out.print(Text("use_certificate_name = true"))
     host = addresses[0].removeprefix("[").removesuffix("]").replace("*", "NAME", 1)
     write_note(
-        f"restart the gateway, then try: mosquitto_sub -h {host} -p 8883 --cafile {authority.files.certificate}"
+        f"with these, and without broker.url, it listens there only; restart the gateway, then try: mosquitto_sub -h {host} -p 8883 --cafile {authority.files.certificate}"
         " -u NAME -P PASSWORD -t 'snapshot/#' -v"
     )
 
