@@ -783,7 +783,7 @@ class NatsSettings(_Table):
     users_file: FileOrNone = Field(
         default=None,
         description="The file that nats-server's settings include. Left out: `nats/users.conf` in state_dir.",
-        examples=["/etc/nats/ctxt/users.conf"],
+        examples=["/etc/nats/users.conf"],
     )
     pid_file: FileOrNone = Field(
         default=None,

@@ -173,9 +173,20 @@ class Client:
         self.paho.on_message = self._on_message
         self.paho.on_publish = self._on_publish
         self.paho.on_subscribe = self._on_subscribe
+        self.paho.on_disconnect = self._on_disconnect
+        self._closed = False
+        # A broker that is busy with something else may close a connection without an answer.
+        assert any(self._connect(port, returns=returns) for _ in range(3)), f"{name} was given no answer"
+
+    def _connect(self, port: int, *, returns: bool) -> bool:
+        """Whether there was an answer; not where the connection was closed before, and nobody tries again."""
+        self._closed = False
         self.paho.connect("127.0.0.1", port, keepalive=30)
         self.paho.loop_start()
-        self.wait(lambda: self.connected is not None)
+        self.wait(lambda: self.connected is not None or (self._closed and not returns))
+        if self.connected is None:
+            self.paho.loop_stop()
+        return self.connected is not None
 
     def _note(self, act: Callable[[], None]) -> None:
         with self._news:
@@ -184,6 +195,9 @@ class Client:
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._note(lambda: setattr(self, "connected", reason.value))
+
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
+        self._note(lambda: setattr(self, "_closed", True))
 
     def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
         self._note(lambda: self.heard.append((message.topic, message.payload, message.qos, bool(message.retain))))

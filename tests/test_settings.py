@@ -645,7 +645,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
     default = load(None, HOME)
     shown = orjson.loads(show(settings, json=True))
     for key, value in orjson.loads(show(default, json=True)).items():
-        if key in ("link", "mosquitto", "authority", "web", "tokens"):
+        if key in ("link", "mosquitto", "authority", "nats", "web", "tokens"):
             # What is left out by default is shown with an example.
             assert {
                 name: shown[key][name] for name, item in value.items() if item not in (None, "")
@@ -655,7 +655,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
     assert settings.namespace[-1] == default.namespace[0]
     assert len(settings.namespace) == 2
     assert len(settings.topic) == 1
-    assert [each.split(":")[0] for each in warnings(settings)] == ["link", "mosquitto", "authority"], (
+    assert [each.split(":")[0] for each in warnings(settings)] == ["link", "mosquitto", "authority", "nats"], (
         "their examples are of no use to the broker inside"
     )
 

@@ -70,6 +70,9 @@ SETTLE, LONGEST_SETTLE = 0.03, 1.0
 NEVER, ALWAYS = "never", "always"
 """Below the gateway's own topic: what no version of the file lets it write, and what each does."""
 
+TURNS = 8
+"""Names of each kind. Whatever is published in the middle of a reload may be refused until the next one: 2.9 remembers what it found in a half-read list."""
+
 
 def hashed(password: bytes) -> str:
     """A password as nats-server's users' file has it. Raises ValueError for one that bcrypt cannot take."""
@@ -111,6 +114,7 @@ class NatsAcl:
         self._subjects = Subjects(link.topic_escape)
         self._id = context.settings.id
         self._number = 0
+        self._turn = 0
         self._users: dict[str, User] = {}
         self._by_objects: set[str] = set()
         self._unheard: set[str] = set()
@@ -255,7 +259,7 @@ class NatsAcl:
         self._number = max(self._number + 1, int(time.time()))
         own = self._users[self._link.username]
         topic = f"{self._rights.prefix}replica/{self._id}/acl/"
-        more = [self._subjects.one(topic + name) for name in (ALWAYS, str(self._number))]
+        more = [self._subjects.one(f"{topic}{name}-{turn}") for name in (ALWAYS, self._number) for turn in range(TURNS)]
         users = {name: user for name, user in self._users.items() if name not in without}
         users[self._link.username] = own._replace(publish=(*own.publish, *more))
         self._whole = not without
@@ -304,13 +308,14 @@ class NatsAcl:
 
     async def _goes_by_it(self) -> bool:
         """Whether nats-server lets the gateway write on what this version of the file opens, and on nothing else. Raises AclError."""
-        number = str(self._number)
         if self._echo is None:
             raise AclError("it cannot be seen whether nats-server goes by its users' file: there is no link to it")
         left, patience = ASKED, FIRST_ASKED
         while True:
+            self._turn = (self._turn + 1) % TURNS
+            number, always = f"{self._number}-{self._turn}", f"{ALWAYS}-{self._turn}"
             try:
-                heard = await self._echo((NEVER, number, ALWAYS), min(patience, left))
+                heard = await self._echo((NEVER, number, always), min(patience, left))
                 break
             except CtxtError as error:
                 # In the middle of a reload it refuses for a moment what both versions allow.
