@@ -66,6 +66,13 @@ def pending(service: Service) -> Any:
     return found.item()["value"]
 
 
+def answer(broker: Nats, name: str | None, client_id: str) -> int | None:
+    """What a client is told when it connects."""
+    client = Client(broker.port, name, version=4, client_id=client_id, returns=False)
+    client.close()
+    return client.connected
+
+
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 15
     while not condition():
@@ -370,10 +377,10 @@ def test_clients_come_and_go_while_nats_runs(tmp_path: Path) -> None:
         with closing(Credentials(gateway.state / "clients.db", foreign=Foreign("nats", hashed))) as known:
             known.add("late", PASSWORD)
             known.remove("alice")
-            until(lambda: Client(broker.port, "late", version=4, client_id="late", returns=False).connected == 0)
-            assert Client(broker.port, "alice", version=4, client_id="alice", returns=False).connected != 0
+            until(lambda: answer(broker, "late", "late") == 0)
+            assert answer(broker, "alice", "alice") != 0
             known.set_password("late", "another")
-            until(lambda: Client(broker.port, "late", version=4, client_id="late", returns=False).connected != 0)
+            until(lambda: answer(broker, "late", "late") != 0)
         assert bob.paho.is_connected(), "whom nothing concerns stays"
         assert "another" not in broker.users.read_text()
         assert broker.users.stat().st_mode & 0o777 == 0o640
@@ -403,7 +410,7 @@ def test_before_the_gateway_has_written_users_nobody_is_let_in(tmp_path: Path) -
     broker.start()
     try:
         for name in ("alice", "gateway", "nobody", None):
-            assert Client(broker.port, name, version=4, client_id="x", returns=False).connected != 0
+            assert answer(broker, name, "x") != 0
     finally:
         broker.kill()
 
