@@ -186,6 +186,7 @@ class Client:
         self.wait(lambda: self.connected is not None or (self._closed and not returns))
         if self.connected is None:
             self.paho.loop_stop()
+            self.paho._reset_sockets()
         return self.connected is not None
 
     def _note(self, act: Callable[[], None]) -> None:
