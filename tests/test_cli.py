@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -712,6 +714,38 @@ def test_what_is_there_is_printed_once(house: Gateway) -> None:
     result = ctxt("observe", "--once", "ctxt://home.local/open/once/z", env=at(house))
     assert result.returncode == Exit.NOT_FOUND
     assert ctxt("observe", "ctxt://home.local/private/z", env=at(house, "")).returncode == Exit.NOT_ALLOWED
+
+
+def test_what_changes_all_the_time_is_printed_once_all_the_same(house: Gateway) -> None:
+    assert report(house, "open/hasty/a", "t=1") == 0
+    changing = subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "report", "ctxt://home.local/open/hasty/a", "--stdin"],
+        stdin=subprocess.PIPE, text=True, cwd=ROOT, env=environ(**at(house)),
+    )  # fmt: skip
+    stop = threading.Event()
+
+    def change() -> None:
+        assert changing.stdin is not None
+        for i in range(2, 100_000):
+            if stop.wait(0.002):
+                return
+            changing.stdin.write(f"t={i}\n")
+            changing.stdin.flush()
+
+    worker = threading.Thread(target=change)
+    worker.start()
+    try:
+        ends = time.monotonic() + 30
+        while data_of(house, "open/hasty/a") == {"values": {"t": {"value": 1}}}:
+            assert time.monotonic() < ends
+        result = ctxt("observe", "--once", "ctxt://home.local/open/hasty/**", env=at(house))
+        assert (result.returncode, result.stdout.count("\n")) == (0, 1), result.stderr
+    finally:
+        stop.set()
+        worker.join()
+        assert changing.stdin is not None
+        changing.stdin.close()
+        assert changing.wait(10) == 0
 
 
 # ---- the process -------------------------------------------------------------------------------------------------------

@@ -240,10 +240,13 @@ class Follower:
                 body = {**body, "after": page["next"]}
             found = self.replica.compare(pages, asked, prefix=prefix)
             await self._told(connection, found.events, seen=True)
-            if found.complete:
-                return True
             if found.read:
                 await self._read(connection, found.read)
+                # Held against the same list: a newer one would name values that have changed since, again and again.
+                found = self.replica.compare(pages, asked, prefix=prefix)
+                await self._told(connection, found.events, seen=True)
+            if found.complete:
+                return True
         return False
 
     async def _read_one(self, connection: Connection, scope: Scope) -> None:
