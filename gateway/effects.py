@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.objects import DataObject
+    from gateway.pending import Item
 
 
 class Refused:
@@ -26,30 +27,48 @@ class Refused:
 
 
 class Answer(NamedTuple):
-    """What a request is answered with; `code` follows HTTP."""
+    """What a request is answered with; `code` follows HTTP. `settled`: not before the broker goes by what it changed."""
 
     code: int
     body: Any = None
     description: str | None = None
+    settled: bool = False
 
 
 class Reply:
-    """A message for one client's inbox, with the MQTT 5 correlation it asked for."""
+    """A message for one client's inbox, with the MQTT 5 correlation it asked for.
 
-    __slots__ = ("client", "correlation", "payload", "topic")
+    `request`: the id of the request that it answers. `expiry`: seconds after which nobody shall get it any more.
+    """
 
-    def __init__(self, client: str, payload: bytes, topic: str = "", correlation: bytes | None = None) -> None:
+    __slots__ = ("client", "correlation", "expiry", "payload", "qos", "request", "topic")
+
+    def __init__(
+        self,
+        client: str,
+        payload: bytes,
+        topic: str = "",
+        correlation: bytes | None = None,
+        *,
+        request: str = "",
+        qos: int = 1,
+        expiry: int | None = None,
+    ) -> None:
         self.client = client
         self.payload = payload
         self.topic = topic or "inbox/" + client
         self.correlation = correlation
+        self.request = request
+        self.qos = qos
+        self.expiry = expiry
 
 
 class Effects:
     """What a batch did. `touched` are objects to store; `deltas` go out in order; `fresh` need their snapshot at once.
 
     `heads`: objects of which more than data, version and status is to be stored. `gained` and `lost`: clients that may do more
-    (or whose objects are forgotten), or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not.
+    (or whose objects are forgotten), or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not;
+    `shut`: objects that are no longer public. `settled`: replies that wait until the broker goes by all that. `pending`: items to be stored (True) or forgotten.
     """
 
     __slots__ = (
@@ -62,8 +81,11 @@ class Effects:
         "ids",
         "lost",
         "opened",
+        "pending",
         "purged",
         "replies",
+        "settled",
+        "shut",
         "touched",
         "work",
     )
@@ -82,7 +104,10 @@ class Effects:
         self.lost: set[str] = set()
         self.everyone = False
         self.opened: list[DataObject] = []
+        self.shut: list[DataObject] = []
+        self.settled: list[Reply] = []
+        self.pending: dict[Item, bool] = {}
 
     def durable(self) -> bool:
         """Whether anything here must be stored before the rest goes out."""
-        return bool(self.touched or self.purged or self.floors or self.ids)
+        return bool(self.touched or self.purged or self.floors or self.ids or self.pending)

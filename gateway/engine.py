@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from gateway import messages
 from gateway.address import Address, AddressError, is_normal_topic
+from gateway.catalogue import UnknownSchema
 from gateway.counts import counter, counters, gauge
 from gateway.effects import Effects, Refused, Reply
 from gateway.messages import PayloadError, rfc3339
 from gateway.objects import (
+    ASK,
     DISCONNECTED,
     LIVE,
+    PUBLIC,
     STALE,
     DataObject,
+    Facts,
     Objects,
     authority_of,
     compact,
@@ -32,12 +36,14 @@ from gateway.objects import (
 from gateway.patch import PatchError, apply_patch, depth_exceeds, diff, merge, same
 from gateway.requests import Requests
 from gateway.rights import ANONYMOUS
+from gateway.sharing import Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.catalogue import Catalogue, Schema, TimedMembers
     from gateway.counts import Family
+    from gateway.pending import Item
     from gateway.rights import Namespace, Rights
 
 PROBES = "acl-test.invalid"
@@ -67,6 +73,7 @@ class Limits:
     objects_per_client: int = 10_000
     bytes_per_client: int = 64 * 1024 * 1024
     children_per_collection: int = 1_000
+    children_when_full: str = "refuse"
     grants_per_object: int = 1_000
     creations_per_minute: float = 600
     reports_per_second: float = 5_000
@@ -75,12 +82,19 @@ class Limits:
     request_burst: float = 200
     rejections_per_second: float = 5
     rejection_burst: float = 20
+    pending_per_sender: int = 10
+    pending_per_receiver: int = 100
+    pending_sent: int = 1_000
+    actions_per_sender: int = 100
+    actions_per_receiver: int = 1_000
     deduplication_ids: int = 256
     patch_operations: int = 1_000
     snapshot_interval: float = 0.1
     snapshot_max: float = 2.0
     offline_grace: float = 5.0
     tombstone_ttl: float = 86_400.0
+    pending_ttl: float = 86_400.0
+    action_timeout: float = 10.0
     status_pace: int = 500
 
 
@@ -162,6 +176,13 @@ def _rates(limits: Limits) -> tuple[tuple[float, float], ...]:
     )
 
 
+class _Site(NamedTuple):
+    """Where an object that is to be made belongs."""
+
+    schema: Schema
+    namespace: Namespace | None
+
+
 class Engine:
     """Holds every object of this gateway and applies what comes in, one input at a time, in order."""
 
@@ -174,10 +195,13 @@ class Engine:
         *,
         epoch: int,
         now: float,
+        mint: Callable[[float], str],
         floors: dict[str, int] | None = None,
         ids: Iterable[tuple[str, str, int]] = (),
         next_row: int = 1,
+        pending: Iterable[Item] = (),
     ) -> None:
+        """`mint` gives names that nobody can guess, for what the gateway names itself."""
         self.catalogue = catalogue
         self.rights = rights
         self.objects = objects
@@ -202,6 +226,8 @@ class Engine:
         self._parsed: deque[DataObject] = deque()
         self._credit = float(SNAPSHOT_FLOOR)
         self._credited = now
+        self.mint = mint
+        self.sharing = Sharing(self, pending)
         self.requests = Requests(self)
         self._take_over(now)
         for client, key, code in ids:
@@ -274,6 +300,10 @@ class Engine:
         yield counters(
             "ctxt_requests_refused_total", "Refused requests by code.", "code", _by_code(found.requests_refused)
         )
+        yield gauge(
+            "ctxt_pending", "Subscriptions, invitations and delegations not decided yet.", len(self.sharing.waiting)
+        )
+        yield gauge("ctxt_actions", "Actions that are not answered yet.", len(self.sharing.actions))
         yield counter("ctxt_objects_created_total", "Objects created.", found.created)
         yield counter("ctxt_objects_deleted_total", "Objects deleted.", found.deleted)
         yield counter("ctxt_status_changes_total", "Changes between live, stale and disconnected.", found.status)
@@ -308,6 +338,16 @@ class Engine:
         if obj is None or obj.reporter != client or obj.deleted:
             refused = self._create(effects, client, state, topic, change, len(payload), obj, now)
             return None if refused is None else self._refuse(effects, client, state, refused, now)
+        refused = self.change(effects, state, obj, change, len(payload), now)
+        return None if refused is None else self._refuse(effects, client, state, refused, now)
+
+    def change(
+        self, effects: Effects, state: _Client, obj: DataObject, change: Any, added: int, now: float
+    ) -> Refused | None:
+        """Apply a merge patch (an object) or a JSON Patch (an array) of `added` bytes, which its Reporter sent. Hot.
+
+        `state` is the Reporter's.
+        """
         old = obj.data
         if old is None:
             old = self._parse(obj)
@@ -319,9 +359,9 @@ class Engine:
                 new = self._patched(old, change)
                 kind = b',"patch":'
             else:
-                return self._refuse(effects, client, state, Refused(400, obj.url, _neither(change)), now)
+                return Refused(400, obj.url, _neither(change))
         except PatchError as error:
-            return self._refuse(effects, client, state, Refused(409, obj.url, str(error), error.place), now)
+            return Refused(409, obj.url, str(error), error.place)
         schema = obj.schema
         if schema is not None and schema.timed and new is not old:
             new, change = self._keep_newer(schema.timed, old, new, change, now)
@@ -329,9 +369,9 @@ class Engine:
             self.counters.unchanged += 1
             self.alive(effects, obj, now)
             return None
-        size = self._fit(obj, schema, new, change, len(payload), state, now)
+        size = self._fit(obj, schema, new, change, added, state, now)
         if isinstance(size, Refused):
-            return self._refuse(effects, client, state, size, now)
+            return size
         obj.data = new
         obj.text = None
         obj.size = size
@@ -484,6 +524,53 @@ class Engine:
         now: float,
     ) -> Refused | None:
         """A report on what does not exist, is somebody else's, or is a tombstone."""
+        site = self._site(client, topic, obj)
+        if isinstance(site, Refused):
+            return site
+        url = url_of(topic)
+        refused = self._full(client, state, url, size, now)
+        if refused is not None:
+            return refused
+        try:
+            if type(change) is dict:
+                data = merge({}, change)
+            elif type(change) is list:
+                data = self._patched({}, change)
+            else:
+                return Refused(400, url, _neither(change))
+        except PatchError as error:
+            return Refused(409, url, str(error), error.place)
+        made = self._made(effects, client, state, topic, site, data, Facts(), None, now)
+        return made if isinstance(made, Refused) else None
+
+    def create(
+        self, effects: Effects, client: str, topic: str, data: dict[str, Any], facts: Facts, now: float
+    ) -> DataObject | Refused:
+        """Bring an object to life because its Reporter asks for it; a tombstone of its own comes back, versions going on."""
+        obj = self.objects.get(topic)
+        site = self._site(client, topic, obj, schema=facts.schema, again=True)
+        if isinstance(site, Refused):
+            return site
+        if facts.public:
+            refused = self._publishable(site.namespace, url_of(topic), topic)
+            if refused is not None:
+                return refused
+        state = self.client(client, now)
+        refused = self._full(client, state, url_of(topic), 0, now)
+        if refused is not None:
+            return refused
+        made = self._made(effects, client, state, topic, site, data, facts, obj, now)
+        if isinstance(made, DataObject) and facts.public:
+            self.open(effects, made, public=True)
+        return made
+
+    def _site(
+        self, client: str, topic: str, obj: DataObject | None, *, schema: str | None = None, again: bool = False
+    ) -> _Site | Refused:
+        """Which schema an object would have, and where it belongs; or why this client may not bring it to life.
+
+        `schema`: the one asked for, else its place decides. `again`: a tombstone of its own, a child's excepted, is no hindrance.
+        """
         url = url_of(topic)
         rights = self.rights
         if obj is None and not is_normal_topic(topic):
@@ -497,17 +584,13 @@ class Engine:
             return self.hidden(client, url)
         if obj is not None and obj.reporter != client:
             return Refused(
-                403,
+                409 if again else 403,
                 url,
                 f"its Reporter is {obj.reporter!r}, and only the Reporter writes: report on an object of your own",
             )
-        if obj is not None:
-            return Refused(
-                410,
-                url,
-                "the object was deleted: create it again with a create request, or wait until its tombstone is gone",
-            )
-        schema: Schema | None
+        if obj is not None and not (again and parent_topic is None):
+            hint = "create it again with a create request, or " if parent_topic is None else ""
+            return Refused(410, url, f"the object was deleted: {hint}wait until its tombstone is gone")
         namespace = rights.namespace_of(topic)
         if parent_topic is None:
             scheme = topic[: topic.index("/")]
@@ -523,12 +606,17 @@ class Engine:
                     url,
                     f"the object does not exist, and {client!r} may not create it: see the namespace's `report` list",
                 )
-            schema = self.catalogue.get(namespace.schema)
-            if schema.scheme != scheme:
+            try:
+                found = self.catalogue.get(schema or namespace.schema)
+            except UnknownSchema as error:
+                return Refused(404, url, str(error))
+            if found.scheme != scheme:
+                what = f"the schema {found.name}" if schema else f"the namespace's default schema {found.name}"
                 return Refused(
-                    404,
+                    409 if schema else 404,
                     url,
-                    f"the namespace's default schema {schema.name} is for {schema.scheme}://, not {scheme}://: name a namespace for {scheme}://",
+                    f"{what} is for {found.scheme}://, not {scheme}://: name "
+                    + (f"one for {scheme}://" if schema else f"a namespace for {scheme}://"),
                 )
         else:
             address = Address.from_topic(topic)
@@ -547,39 +635,60 @@ class Engine:
                 )
             if not creatable:
                 return Refused(403, url, f"a child's Reporter is named in its URL, and this one is not {client!r}")
-            schema = self.catalogue.get(child_schema)
-        refused = self._full(client, state, url, size, now)
-        if refused is not None:
-            return refused
-        if parent_topic is not None:
-            # Counted last: it takes as long as there are children, and attempts have a rate.
-            mine = url_of(topic[: topic.rindex("/") + 1])
-            if sum(1 for _ in self.objects.from_url(mine)) >= self.limits.children_per_collection:
-                return Refused(
-                    413,
-                    url,
-                    f"you have {self.limits.children_per_collection:,} children in this collection, the limit: delete some, "
-                    "and wait until their tombstones are gone",
-                )
-        try:
-            if type(change) is dict:
-                data = merge({}, change)
-            elif type(change) is list:
-                data = self._patched({}, change)
-            else:
-                return Refused(400, url, _neither(change))
-        except PatchError as error:
-            return Refused(409, url, str(error), error.place)
-        if not schema.is_valid(data):
-            return self._invalid(url, schema, data, state, now)
+            found = self.catalogue.get(child_schema)
+            if schema is not None and schema not in (found.url, found.name):
+                return Refused(409, url, f"what is in {address.collection!r} has the schema {found.name}")
+        return _Site(found, namespace)
+
+    def _made(
+        self,
+        effects: Effects,
+        client: str,
+        state: _Client,
+        topic: str,
+        site: _Site,
+        data: Any,
+        facts: Facts,
+        obj: DataObject | None,
+        now: float,
+    ) -> DataObject | Refused:
+        """The object with its first value, where that is valid and has room. `obj`: the tombstone that comes back."""
+        url = url_of(topic)
+        limits = self.limits
+        if not site.schema.is_valid(data):
+            return self._invalid(url, site.schema, data, state, now)
         text = compact(data)
-        if len(text) > self.limits.data_bytes:
+        if len(text) > limits.data_bytes:
             return Refused(
                 413,
                 url,
-                f"the object would have {len(text):,} bytes of data, at most {self.limits.data_bytes:,} are held",
+                f"the object would have {len(text):,} bytes of data, at most {limits.data_bytes:,} are held",
             )
-        self._bring(effects, state, topic, schema, namespace, client, text, now)
+        if state.bytes + len(text) > limits.bytes_per_client:
+            return Refused(
+                413, url, f"your objects would hold more than {limits.bytes_per_client:,} bytes: delete some"
+            )
+        if parent_of(topic) is not None and obj is None:
+            refused = self._crowded(effects, topic, now)
+            if refused is not None:
+                return refused
+        return self._bring(effects, state, topic, site, client, text, facts, obj, now)
+
+    def _crowded(self, effects: Effects, topic: str, now: float) -> Refused | None:
+        """Room for one more child of a client in its collection: its oldest one goes, or it is refused."""
+        mine = url_of(topic[: topic.rindex("/") + 1])
+        most = self.limits.children_per_collection
+        if self.objects.count_below(mine) < most:
+            return None
+        if self.limits.children_when_full == "refuse":
+            return Refused(
+                413,
+                url_of(topic),
+                f"you have {most:,} children in this collection, the limit: delete some, and wait until their tombstones are gone",
+            )
+        own = [child for child in self.objects.from_url(mine) if not child.deleted]
+        if len(own) >= most:
+            self._bury(effects, min(own, key=lambda child: (child.created, child.row)), now)
         return None
 
     def _bring(
@@ -587,34 +696,55 @@ class Engine:
         effects: Effects,
         state: _Client,
         topic: str,
-        schema: Schema,
-        namespace: Namespace | None,
+        site: _Site,
         client: str,
         text: bytes,
+        facts: Facts,
+        obj: DataObject | None,
         now: float,
     ) -> DataObject:
-        """Bring an object to life."""
+        """Bring an object to life, or back to it."""
         millis = self._stamp(now)
         created = DataObject(
             topic=topic,
-            schema=schema,
+            schema=site.schema,
             reporter=client,
-            name=topic.rsplit("/", 1)[1],
-            version=self.floors.get(authority_of(topic), 0) + 1,
+            name=facts.name or topic.rsplit("/", 1)[1],
+            version=max(self.floors.get(authority_of(topic), 0), obj.version if obj is not None else 0) + 1,
             created=millis,
             modified=millis,
             text=text,
-            row=self._next_row,
-            namespace=namespace,
+            row=obj.row if obj is not None else self._next_row,
+            namespace=site.namespace,
             seen=now,
+            description=facts.description,
+            tags=facts.tags,
+            resources=facts.resources,
+            policy=facts.policy or ASK,
         )
-        self._next_row += 1
+        if obj is None:
+            self._next_row += 1
+        else:
+            # Grants died with the object; its tombstone was still theirs to see.
+            effects.lost.update(client for client in obj.grants or () if client != PUBLIC)
+            if obj.public:
+                effects.everyone = True
+                effects.shut.append(created)
+            self._tombstones.remove(obj)
+            self._dirty.pop(obj, None)
+            effects.touched.pop(obj, None)
+            self.objects.remove(obj)
+            self.rights.generation += 1
+            effects.heads.add(created)
         created.charged = created.size
         state.bytes += created.size
         self.objects.add(created)
         self.counters.created += 1
         effects.gained.add(client)
-        head = {"created": True, "schema": schema.url, "reporter": client, "status": LIVE}
+        head: dict[str, Any] = {"created": True, "schema": site.schema.url, "reporter": client, "status": LIVE}
+        meta = facts.meta()
+        if meta:
+            head["meta"] = meta
         self._emit(effects, created, b',%b,"value":%b' % (orjson.dumps(head)[1:-1], text), now)
         effects.fresh.append(created)
         self._watch(created, now)
@@ -728,6 +858,7 @@ class Engine:
         if not online:
             self._leaving.setdefault(client, now + self.limits.offline_grace)
             return
+        self.sharing.remind(effects, client, now)
         self._leaving.pop(client, None)
         if self._away.pop(client, None) is None:
             return
@@ -741,6 +872,7 @@ class Engine:
     def tick(self, effects: Effects, now: float) -> None:
         """Let time pass: grants, staleness, presence, tombstones. Called often (every 100 ms); does a bounded amount."""
         self._pace(effects, now)
+        self.sharing.tick(effects, now)
         for client, granted in self.rights.expire(now):
             effects.lost.add(client)
             if granted is not None:
@@ -805,6 +937,8 @@ class Engine:
 
     def _set_status(self, effects: Effects, obj: DataObject, status: str, now: float) -> None:
         obj.status = status
+        since, upto = obj.lull
+        obj.lull = (since if upto == obj.version else obj.version, obj.version + 1)
         obj.version += 1
         obj.modified = self._stamp(now)
         self.counters.status += 1
@@ -848,9 +982,8 @@ class Engine:
         refused = self._full(client, state, url, 0, now)
         if refused is not None:
             return refused
-        return self._bring(
-            effects, state, topic, self.catalogue.get("Context"), None, client, b'{"values":{"probe":{"value":0}}}', now
-        )
+        site = _Site(self.catalogue.get("Context"), None)
+        return self._bring(effects, state, topic, site, client, b'{"values":{"probe":{"value":0}}}', Facts(), None, now)
 
     def grant(self, effects: Effects, obj: DataObject, client: str, until: float = 0.0) -> Refused | None:
         """Let a client observe an object and its children, until a time (Unix seconds; 0: for good)."""
@@ -865,6 +998,7 @@ class Engine:
             effects.gained.add(client)
             effects.opened.append(obj)
         self._rehead(effects, obj)
+        self.sharing.admitted(effects, obj, client)
         return None
 
     def revoke(self, effects: Effects, obj: DataObject, client: str) -> bool:
@@ -874,6 +1008,51 @@ class Engine:
         effects.lost.add(client)
         self._rehead(effects, obj)
         return True
+
+    def open(self, effects: Effects, obj: DataObject, *, public: bool) -> None:
+        """Let every client with a name observe an object, or no longer. That its namespace permits it the caller has seen."""
+        if public:
+            if self.rights.grant(obj, PUBLIC):
+                effects.everyone = True
+                effects.opened.append(obj)
+                self.sharing.admitted(effects, obj, None)
+        elif self.rights.revoke(obj, PUBLIC):
+            effects.everyone = True
+            effects.shut.append(obj)
+        self._rehead(effects, obj)
+
+    @staticmethod
+    def _publishable(namespace: Namespace | None, url: str, topic: str) -> Refused | None:
+        if parent_of(topic) is not None:
+            return Refused(409, url, "a child is read by who may read its parent: make the parent public")
+        if namespace is None or not namespace.public:
+            return Refused(403, url, "its namespace does not permit public objects: see `public` in the settings")
+        return None
+
+    def describe(self, effects: Effects, obj: DataObject, meta: dict[str, Any], now: float) -> Refused | None:
+        """Change what an object says of itself: `name`, `description`, `tags`, `resources`, `public`, `policy`; None takes it away."""
+        public = meta.get("public")
+        if public:
+            refused = self._publishable(obj.namespace, obj.url, obj.topic)
+            if refused is not None:
+                return refused
+        for key in ("name", "description", "tags", "resources", "policy"):
+            if key in meta:
+                setattr(obj, key, meta[key])
+        if public is not None:
+            self.open(effects, obj, public=public)
+        obj.version += 1
+        obj.modified = self._stamp(now)
+        obj.seen = now
+        told = {key: value for key, value in meta.items() if key != "policy"}
+        life = b""
+        if obj.status != LIVE:
+            obj.status = LIVE
+            life = b',"status":"live"'
+            self._watch(obj, now)
+        self._emit(effects, obj, b',"meta":%b%b' % (orjson.dumps(told), life), now)
+        self._rehead(effects, obj)
+        return None
 
     def hand_over(self, effects: Effects, obj: DataObject, client: str, now: float) -> Refused | None:
         """Give an object another Reporter, in one step: versions go on, and the former one's next report is refused."""
@@ -897,6 +1076,7 @@ class Engine:
         obj.modified = self._stamp(now)
         self._emit(effects, obj, b',"reporter":' + orjson.dumps(client), now)
         self._rehead(effects, obj)
+        self.sharing.handed_over(effects, obj, former, now)
         return None
 
     def rewatch(self, now: float) -> None:
@@ -992,6 +1172,7 @@ class Engine:
         self._emit(effects, obj, b',"deleted":true', now)
         effects.fresh.append(obj)
         self._tombstones.append(obj)
+        self.sharing.deleted(effects, obj)
 
     def _purge(self, effects: Effects, obj: DataObject) -> None:
         """Forget a tombstone; what is created later below its authority starts above its version."""
@@ -1004,7 +1185,8 @@ class Engine:
         self._dirty.pop(obj, None)
         # They have lost nothing that is still there; brokers that name each object forget this one.
         effects.gained.add(obj.reporter)
-        effects.gained.update(obj.grants or ())
+        effects.gained.update(client for client in obj.grants or () if client != PUBLIC)
+        effects.everyone |= obj.public
         self.objects.remove(obj)
         # Whoever makes an object here next need not be who was asked about before.
         self.rights.generation += 1

@@ -72,6 +72,8 @@ def _observe(rights: Rights, client: str, topic: str) -> Reason:
         return True, f"it is the Reporter of {url}"
     if obj is not None and obj.grants is not None and client in obj.grants:
         return True, f"it was granted {url}" + (" for a time" if obj.grants[client] else "")
+    if obj is not None and obj.public and client != ANONYMOUS:
+        return True, f"its Reporter has made {url} public, and its namespace permits that"
     parent = parent_of(topic)
     if parent is not None:
         may, reason = _observe(rights, client, parent)

@@ -114,6 +114,8 @@ def snapshot(obj: DataObject, epoch: int) -> bytes:
         head["tags"] = obj.tags
     if obj.resources is not None:
         head["resources"] = obj.resources
+    if obj.public:
+        head["public"] = True
     parent = obj.parent
     if parent is not None:
         head["parent"] = parent

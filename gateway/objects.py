@@ -6,7 +6,7 @@ An object is known by its *topic*: the normal form of its URL with `://` written
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -23,6 +23,12 @@ STALE = "stale"
 DISCONNECTED = "disconnected"
 
 CHILDREN = "/children/"
+
+PUBLIC = "*"
+"""Among the grants of an object: every client with a name may observe it, where its namespace permits that."""
+
+ASK = "ask"
+"""The policy of an object unless it says another: its Reporter decides on each who asks to observe it."""
 
 MISSES = 32
 """Objects that a search by filter looks at in vain before it says so."""
@@ -56,6 +62,29 @@ def compact(value: Any) -> bytes:
     return bytes(memoryview(orjson.dumps(value)))
 
 
+class Facts(NamedTuple):
+    """What a client says of an object that it creates, beside its value. None: nothing."""
+
+    schema: str | None = None
+    name: str | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+    resources: list[str] | None = None
+    policy: str | None = None
+    public: bool = False
+
+    def meta(self) -> dict[str, Any]:
+        """What Observers are told of it in the first delta."""
+        said = {
+            "name": self.name,
+            "description": self.description,
+            "tags": self.tags,
+            "resources": self.resources,
+            "public": self.public or None,
+        }
+        return {key: value for key, value in said.items() if value is not None}
+
+
 class DataObject:
     """One Data Object, live or (where `deleted`) its tombstone.
 
@@ -74,9 +103,11 @@ class DataObject:
         "description",
         "due",
         "grants",
+        "lull",
         "modified",
         "name",
         "namespace",
+        "policy",
         "reporter",
         "resources",
         "row",
@@ -114,6 +145,7 @@ class DataObject:
         tags: list[str] | None = None,
         resources: list[str] | None = None,
         grants: dict[str, float] | None = None,
+        policy: str = ASK,
     ) -> None:
         self.topic = topic
         self.url = url_of(topic)
@@ -135,6 +167,10 @@ class DataObject:
         self.resources = resources
         self.grants = grants
         """Who may observe it beside those whom its namespace lists, each until a time (Unix seconds; 0: for good)."""
+        self.policy = policy
+        """What happens to who asks to observe it: `auto`, `ask` or `closed`."""
+        self.lull = (0, 0)
+        """Versions from which and up to which nothing but the status changed."""
         self.size = len(text) if text is not None else 0
         self.charged = 0
         """Bytes that this object's Reporter has been charged for it."""
@@ -160,6 +196,13 @@ class DataObject:
             text = self.text = compact(self.data)
             self.size = len(text)
         return text
+
+    @property
+    def public(self) -> bool:
+        """Whether every client with a name may observe it: its Reporter has said so, and its namespace permits it."""
+        return (
+            self.grants is not None and PUBLIC in self.grants and self.namespace is not None and self.namespace.public
+        )
 
     @property
     def parent(self) -> str | None:
@@ -287,6 +330,10 @@ class Objects:
             at += 1
             if at > len(order) or order[at - 1] is not url:
                 at = bisect_right(order, url)
+
+    def count_below(self, prefix: str) -> int:
+        """How many objects and tombstones have a URL that begins with `prefix`."""
+        return bisect_left(self._order, prefix + chr(0x10FFFF)) - bisect_left(self._order, prefix)
 
     def children(self, topic: str) -> Iterator[DataObject]:
         """The children of an object, and their tombstones."""

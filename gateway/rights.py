@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.address import Pattern
-from gateway.objects import DataObject, Objects, parent_of
+from gateway.objects import PUBLIC, DataObject, Objects, parent_of
 from gateway.topics import covers, matches, overlaps, split_share
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class Namespace:
     value_view: bool = False
     stale_after: float | None = None
     public: bool = False
+    ask: Clients = Clients(True, frozenset())
+    moderate: bool = True
     qos: int = 1
     anyone: Pattern | None = None
     """`match` with `{client}` standing for any client: decides to which namespace a URL belongs."""
@@ -291,13 +293,39 @@ class Rights:
         if client in self.barred:
             return False
         obj = self.objects.get(topic)
-        if obj is not None and (obj.reporter == client or (obj.grants is not None and client in obj.grants)):
+        if obj is not None and (obj.reporter == client or (obj.grants is not None and self._granted(client, obj))):
             return True
         parent = parent_of(topic)
         if parent is not None:
             return self.may_observe(client, parent)
         found = obj.namespace if obj is not None else self.namespace_of(topic)
         return found is not None and self.lists(found.observe, client)
+
+    @staticmethod
+    def _granted(client: str, obj: DataObject) -> bool:
+        return client in (obj.grants or ()) or (obj.public and client != ANONYMOUS)
+
+    def may_ask(self, client: str, topic: str) -> bool:
+        """Whether a client may ask the Reporter of an object that it may not observe, and so learn that there is one."""
+        found = self.namespace_of(topic)
+        return found is not None and client not in self.barred and client != ANONYMOUS and self.lists(found.ask, client)
+
+    def may_execute(self, client: str, topic: str) -> bool:
+        """Whether a client may ask an object's Reporter to act."""
+        found = self.namespace_of(topic)
+        return (
+            found is not None
+            and client != ANONYMOUS
+            and self.lists(found.execute, client)
+            and self.may_observe(client, topic)
+        )
+
+    def _singly(self, client: str) -> Iterator[DataObject]:
+        """The objects that a client may read because it is their Reporter, was granted them, or they are public."""
+        yield from self.objects.of(client)
+        yield from self.objects.granted(client)
+        if client != ANONYMOUS:
+            yield from (obj for obj in self.objects.granted(PUBLIC) if obj.public)
 
     # ---- topics --------------------------------------------------------------------------------------------------------
 
@@ -386,7 +414,7 @@ class Rights:
         if wanted.startswith(head) and "+" not in wanted and "#" not in wanted:
             topic = wanted[len(head) :]
             return self.may_observe(client, topic)
-        for looked, obj in enumerate(chain(self.objects.of(client), self.objects.granted(client))):
+        for looked, obj in enumerate(self._singly(client)):
             # Whoever has so many is believed: what is delivered is judged in any case.
             if (
                 looked == BELIEVED
@@ -454,7 +482,7 @@ class Rights:
         """
         observes = {id(found): self.lists(found.observe, client) for found in self.namespaces}
         single: dict[str, DataObject] = {}
-        for obj in chain(self.objects.of(client), self.objects.granted(client)):
+        for obj in self._singly(client):
             # Most of a client's own objects are where it may read all.
             if obj.namespace is None or not observes.get(id(obj.namespace)):
                 single[obj.topic] = obj

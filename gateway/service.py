@@ -11,7 +11,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from sys import intern
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import gateway
 from gateway import messages
@@ -36,6 +36,7 @@ from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, name
 from gateway.store import RING_TTL, Batch, Store, StoreError
 from gateway.tokens import Bearers, Rules, Tokens
 from gateway.topics import matches
+from gateway.ulid import ulid
 from gateway.web.errors import WebError
 from gateway.wire.packets import Property, Publish, Reason
 
@@ -181,9 +182,11 @@ class Service:
             limits,
             epoch=self.epoch,
             now=clock(),
+            mint=ulid,
             floors=loaded.floors,
             ids=loaded.ids,
             next_row=loaded.next_row,
+            pending=loaded.pending,
         )
         self._rings = loaded.rings
         self._sessions: dict[str, set[tuple[str, str]]] = {}
@@ -582,7 +585,15 @@ class Service:
             return
         self.engine.seal(effects)
         batch = Batch(
-            effects.touched, effects.heads, effects.purged, effects.floors, effects.ids, rings, self._dropped, changes
+            effects.touched,
+            effects.heads,
+            effects.purged,
+            effects.floors,
+            effects.ids,
+            rings,
+            self._dropped,
+            changes,
+            effects.pending,
         )
         self._dropped = []
         self._committed = True
@@ -688,17 +699,38 @@ class Service:
             self._search()
         if effects.gained or effects.lost or effects.everyone:
             self._rights_changed(effects)
+        else:
+            for reply in effects.settled:
+                self._reply(reply)
 
     def _rights_changed(self, effects: Effects) -> None:
-        """Some may do less, or more, than before: the broker is told. What has been opened to somebody is shown again."""
+        """Some may do less, or more, than before: the broker is told, then they are. What has been opened to somebody is shown again."""
+        for obj in effects.shut:
+            everybody = self.listening() if self._enforcement is None else self._enforcement.clients()
+            effects.lost.update(name for name in everybody if not self.rights.may_observe(name, obj.topic))
         if self._enforcement is not None:
             done = self._enforcement.concern(None if effects.everyone else effects.gained, effects.lost)
             if effects.opened:
                 done.add_done_callback(lambda _: self.show(effects.opened))
+            if effects.settled:
+                done.add_done_callback(lambda _: self._reply_settled(effects.settled, done))
             return
         for client in effects.lost:
             self.withhold(client)
         self.show(effects.opened)
+        for reply in effects.settled:
+            self._reply(reply)
+
+    def _reply_settled(self, replies: list[Reply], done: asyncio.Future[None]) -> None:
+        """The broker goes by what was changed, or may not."""
+        if done.cancelled():
+            return
+        error = done.exception()
+        for reply in replies:
+            if error is not None and reply.request:
+                text = f"it is stored, but the broker may not decide by it yet, and the gateway goes on trying: {error}"
+                reply.payload = messages.response(reply.request, 504, description=text)
+            self._reply(reply)
 
     def withhold(self, client: str) -> None:
         """What was judged before a change of rights does not reach this client any more."""
@@ -776,8 +808,12 @@ class Service:
         self._search()
 
     def _reply(self, reply: Reply) -> None:
-        properties = None if reply.correlation is None else {Property.CORRELATION_DATA: reply.correlation}
-        self._link.publish(self._prefix + reply.topic, reply.payload, qos=1, properties=properties)
+        properties: dict[Property, Any] | None = None
+        if reply.correlation is not None:
+            properties = {Property.CORRELATION_DATA: reply.correlation}
+        elif reply.expiry is not None:
+            properties = {Property.MESSAGE_EXPIRY_INTERVAL: reply.expiry}
+        self._link.publish(self._prefix + reply.topic, reply.payload, qos=reply.qos, properties=properties)
 
     def _show(self, obj: DataObject) -> None:
         """Send an object's snapshot, and its value view where the namespace asks for one, to whoever listens now."""
@@ -945,6 +981,8 @@ def engine_limits(settings: Settings) -> Limits:
         snapshot_max=settings.timing.snapshot_max,
         offline_grace=settings.timing.offline_grace,
         tombstone_ttl=settings.timing.tombstone_ttl,
+        pending_ttl=settings.timing.pending_ttl,
+        action_timeout=settings.timing.action_timeout,
         status_pace=settings.timing.status_pace,
     )
 
@@ -1038,6 +1076,8 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
             value_view=entry.value_view,
             stale_after=entry.stale_after,
             public=entry.public,
+            ask=clients(entry.ask),
+            moderate=entry.moderate,
             qos=entry.qos,
         )
         for entry in settings.namespace

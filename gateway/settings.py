@@ -889,6 +889,13 @@ class NamespaceSettings(_Table):
     public: StrictBool = Field(
         default=False, description="Whether a Reporter may open an object of its own to every authenticated client."
     )
+    ask: Entries = Field(
+        default=("*",),
+        description="Who may ask a Reporter to observe an object that is not open to them, written as for `report`; to others it does not exist.",
+    )
+    moderate: StrictBool = Field(
+        default=True, description="Whether the Reporter of an object may delete the children that others have added."
+    )
     qos: Annotated[Literal[0, 1], BeforeValidator(_quality)] = Field(
         default=1, description="QoS of snapshots and deltas: 1, or 0 where only the latest matters."
     )
@@ -938,6 +945,10 @@ class LimitSettings(_Table):
         le=1_000_000,
         description="Children in one collection of an object, counted for each Reporter.",
     )
+    children_when_full: Literal["refuse", "oldest"] = Field(
+        default="refuse",
+        description="What happens to one child more: it is refused, or the oldest one of the same Reporter is deleted.",
+    )
     grants_per_object: StrictInt = Field(
         default=1_000,
         ge=0,
@@ -963,6 +974,22 @@ class LimitSettings(_Table):
     )
     rejection_burst: StrictInt = Field(
         default=20, ge=1, le=1_000_000, description="Messages about refused reports at once."
+    )
+    pending_per_sender: StrictInt = Field(
+        default=10,
+        ge=1,
+        le=100_000,
+        description="Subscriptions, invitations and delegations of one client in one inbox.",
+    )
+    pending_per_receiver: StrictInt = Field(
+        default=100, ge=1, le=100_000, description="Subscriptions, invitations and delegations in one inbox."
+    )
+    pending_sent: StrictInt = Field(default=1000, ge=1, le=1_000_000, description="Those of one client in all inboxes.")
+    actions_per_sender: StrictInt = Field(
+        default=100, ge=1, le=100_000, description="Actions of one client whose answers are awaited."
+    )
+    actions_per_receiver: StrictInt = Field(
+        default=1000, ge=1, le=1_000_000, description="Actions that one Reporter has not answered yet."
     )
     deduplication_ids: StrictInt = Field(
         default=256,
@@ -995,6 +1022,15 @@ class TimingSettings(_Table):
         ge=1,
         le=3660 * 86400,
         description="How long a deleted object's URL stays closed and its deletion visible.",
+    )
+    pending_ttl: Seconds = Field(
+        default=86400.0,
+        ge=1,
+        le=366 * 86400,
+        description="How long a subscription, an invitation or a delegation waits for a decision.",
+    )
+    action_timeout: Seconds = Field(
+        default=10.0, ge=0.1, le=300, description="How long an `execute` waits for its answer unless it says otherwise."
     )
     status_pace: StrictInt = Field(
         default=500,

@@ -24,7 +24,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 import orjson
 
 from gateway.errors import CtxtError
-from gateway.objects import DataObject, compact
+from gateway.objects import ASK, DataObject, compact
+from gateway.pending import Item
 from gateway.redelivery import Ring
 from gateway.sessions import KeptMessage, KeptSession, Restored
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 FILE = "state.db"
 LOCK = "lock"
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PAGE_BYTES = 1_024
 """A commit writes whole pages, and most objects are small: a quarter of the usual size writes a third as much."""
@@ -87,7 +88,9 @@ CREATE TABLE messages (
 CREATE INDEX messages_of ON messages (session);
 """
 
-MIGRATIONS: dict[int, str] = {1: _SESSIONS}
+_PENDING = "CREATE TABLE pending (id TEXT PRIMARY KEY, entry BLOB NOT NULL) WITHOUT ROWID;"
+
+MIGRATIONS: dict[int, str] = {1: _SESSIONS, 2: _PENDING}
 """From a schema version to the next: the statements that lead there."""
 
 RING_TTL = 7 * 86_400
@@ -117,16 +120,19 @@ class Batch(NamedTuple):
     """Sessions whose rings are forgotten."""
     sessions: Changes | None = None
     """What the broker's sessions have to store."""
+    pending: Mapping[Item, bool] = MappingProxyType({})
+    """What waits for a client's decision (True), or does no longer."""
 
 
 class Loaded(NamedTuple):
-    """What a start finds: objects and tombstones, the first free row, floors by `scheme/authority`, (client, id, code), rings."""
+    """What a start finds: objects and tombstones, the first free row, floors by `scheme/authority`, (client, id, code), rings, what waits."""
 
     objects: list[DataObject]
     next_row: int
     floors: dict[str, int]
     ids: list[tuple[str, str, int]]
     rings: dict[SessionKey, Ring]
+    pending: list[Item]
 
 
 class _Fold(NamedTuple):
@@ -183,7 +189,7 @@ class Store:
                 "install that version, or give another state_dir"
             )
         if version == 0:
-            statements = _TABLES + _SESSIONS
+            statements = _TABLES + _SESSIONS + _PENDING
             version = SCHEMA_VERSION - 1
         else:
             statements = "".join(MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
@@ -270,6 +276,7 @@ class Store:
                 tags=facts.get("tags"),
                 resources=facts.get("resources"),
                 grants=facts.get("grants"),
+                policy=facts.get("policy", ASK),
             )
         db.execute("DELETE FROM rings WHERE used < ?", (int(time.time()) - RING_TTL,))
         rings = {
@@ -285,7 +292,8 @@ class Store:
             highest = max(highest, max((row for row, *_ in entry[0]), default=0))
         self._stored = set(by_row)
         floors = dict(db.execute("SELECT authority, version FROM floors"))
-        return Loaded(list(by_row.values()), highest + 1, floors, ids, rings)
+        pending = [Item.restored(orjson.loads(text)) for (text,) in db.execute("SELECT entry FROM pending ORDER BY id")]
+        return Loaded(list(by_row.values()), highest + 1, floors, ids, rings, pending)
 
     def _replay(
         self,
@@ -347,7 +355,14 @@ class Store:
         rings = [(*key, *ring.fresh()) for key, ring in batch.rings.items()]
         entry = orjson.dumps((changed, rings, batch.ids)) if changed or rings or batch.ids else None
         try:
-            if not whole and not batch.purged and not batch.floors and not batch.dropped and batch.sessions is None:
+            if (
+                not whole
+                and not batch.purged
+                and not batch.floors
+                and not batch.dropped
+                and batch.sessions is None
+                and not batch.pending
+            ):
                 db.execute("INSERT INTO journal (entry) VALUES (?)", (entry,))
             else:
                 db.execute("BEGIN IMMEDIATE")
@@ -393,6 +408,11 @@ class Store:
         for floor in batch.floors.items():
             db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", floor)
         db.executemany("DELETE FROM rings WHERE client = ? AND session = ?", batch.dropped)
+        for item, waits in batch.pending.items():
+            if waits:
+                db.execute("INSERT OR REPLACE INTO pending VALUES (?, ?)", (item.id, orjson.dumps(item.stored())))
+            else:
+                db.execute("DELETE FROM pending WHERE id = ?", (item.id,))
         if batch.sessions is not None:
             self._write_sessions(batch.sessions)
 
@@ -515,6 +535,8 @@ def _head(obj: DataObject) -> bytes:
         value = getattr(obj, key)
         if value is not None:
             facts[key] = value
+    if obj.policy != ASK:
+        facts["policy"] = obj.policy
     return orjson.dumps(facts)
 
 

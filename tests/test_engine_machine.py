@@ -19,6 +19,7 @@ from gateway.objects import DISCONNECTED, LIVE, STALE, Objects, authority_of
 from gateway.patch import apply_patch, merge
 from gateway.rights import Rights
 from gateway.store import Batch, Store
+from gateway.ulid import ulid
 from tests.world import CATALOGUE, EPOCH, NOBODY, NOW, own
 
 CLIENTS = ("a", "b")
@@ -146,6 +147,7 @@ class EngineMachine(RuleBasedStateMachine):
             LIMITS,
             epoch=self.epoch,
             now=self.now,
+            mint=ulid,
             floors=loaded.floors,
             ids=loaded.ids,
             next_row=loaded.next_row,
@@ -158,7 +160,11 @@ class EngineMachine(RuleBasedStateMachine):
     def _commit(self, effects: Effects) -> None:
         if effects.durable():
             self.engine.seal(effects)
-            self.store.commit(Batch(effects.touched, effects.heads, effects.purged, effects.floors, effects.ids))
+            self.store.commit(
+                Batch(
+                    effects.touched, effects.heads, effects.purged, effects.floors, effects.ids, pending=effects.pending
+                )
+            )
         for obj, text in effects.deltas:
             delta = orjson.loads(text)
             assert delta["epoch"] == self.epoch

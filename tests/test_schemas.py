@@ -68,7 +68,10 @@ def test_the_families_of_the_catalogue_are_shipped() -> None:
         "Message": None,
     }
     assert CATALOGUE.schemes == {"comm", "connection", "ctxt"}
-    assert set(CATALOGUE.messages) == {"request", "read", "delete", "discover"}
+    bodies = (
+        "create update read delete subscribe unsubscribe accept reject invite delegate execute response discover resume"
+    )
+    assert set(CATALOGUE.messages) == {"request", *bodies.split()}
 
 
 def test_collections_lead_to_their_childrens_schemas() -> None:

@@ -725,6 +725,8 @@ def test_shown_as_json_durations_are_seconds_and_sizes_bytes(tmp_path: Path) -> 
         "value_view": False,
         "stale_after": 0.25,
         "public": False,
+        "ask": ["*"],
+        "moderate": True,
         "qos": 0,
     }
     assert shown["topic"][0]["filter"] == "a//b@c/+"

@@ -12,6 +12,7 @@ from gateway.effects import Effects, Refused
 from gateway.engine import Engine, Limits
 from gateway.objects import DataObject, Objects
 from gateway.rights import Clients, Namespace, Rights, TopicRule, namespace
+from gateway.ulid import ulid
 
 CATALOGUE = Catalogue.load()
 EVERYONE = Clients(True, frozenset())
@@ -51,6 +52,7 @@ class World:
             Limits(**limits),
             epoch=epoch,
             now=now,
+            mint=ulid,
             floors=floors,
             next_row=1 + max((obj.row for obj in self.objects), default=0),
         )
@@ -81,7 +83,7 @@ class World:
         payload = json.dumps({"id": "r1", "type": kind, "body": body, **rest}).encode()
         self.engine.requests.take(self.effects, client, payload, self.now)
         self.engine.seal(self.effects)
-        replies = list(self.effects.replies)
+        replies = [*self.effects.replies, *self.effects.settled]
         for work in self.effects.work:
             replies.extend(step for step in work if step is not None)
         assert len(replies) == 1
@@ -89,6 +91,21 @@ class World:
         assert replies[0].client == client
         assert answer["id"] == "r1"
         return answer
+
+    def ask(self, client: str, kind: str, body: dict[str, Any], request: str = "r1") -> dict[str, list[dict[str, Any]]]:
+        """A request in a batch of its own; of each client what it finds in its inbox."""
+        self.effects = Effects()
+        payload = json.dumps({"id": request, "type": kind, "body": body}).encode()
+        self.engine.requests.take(self.effects, client, payload, self.now)
+        self.engine.seal(self.effects)
+        return self.inboxes()
+
+    def inboxes(self) -> dict[str, list[dict[str, Any]]]:
+        """What the last batch put into each client's inbox."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for reply in [*self.effects.replies, *self.effects.settled]:
+            found.setdefault(reply.client, []).append(orjson.loads(reply.payload))
+        return found
 
     def tick(self, seconds: float = 0.0) -> list[dict[str, Any]]:
         """Let time pass, then look at the clock once; returns the deltas."""

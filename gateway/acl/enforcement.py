@@ -97,6 +97,10 @@ class Enforcement:
         self._rights.bar(name for name, (disabled, _) in known.items() if disabled)
         return {name for name in known.keys() | before.keys() if known.get(name) != before.get(name)}
 
+    def clients(self) -> Iterable[str]:
+        """Everybody who is known."""
+        return self._known
+
     def _warn(self) -> None:
         """Say what the plugin warns of and was not told before, or not the last time."""
         if self._looked == self.enforced:

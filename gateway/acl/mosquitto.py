@@ -27,6 +27,7 @@ from gateway.acl.files import MARK, Reload, own_password, read, replace
 from gateway.acl.plugin import AclError
 from gateway.counts import counter, gauge
 from gateway.errors import CtxtError
+from gateway.objects import PUBLIC
 from gateway.rights import OBSERVED, VERBS
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class MosquittoAcl:
             known |= rule.read.names | rule.write.names
         known |= rights.statistics.names
         known.update(rights.objects.reporters(), rights.objects.grantees(), rights.barred)
-        return known - {"anonymous", self._own.name}
+        return known - {"anonymous", PUBLIC, self._own.name}
 
     def _say(self, name: str, count: int) -> None:
         if count > MANY and name not in self._told:

@@ -20,6 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gateway.commands.outcome import CommandError, Exit, exit_of_code, exit_of_reason
+from gateway.ulid import ulid as ulid_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -33,13 +34,10 @@ QUEUED = 200_000
 _QUIET = logging.getLogger("gateway.commands.mqtt")
 _QUIET.setLevel(logging.CRITICAL)
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
 
 def ulid() -> str:
-    """A new ULID: 48 bits of milliseconds, 80 random bits."""
-    number = (int(time.time() * 1000) << 80) | secrets.randbits(80)
-    return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -5, -5))
+    """A new ULID of this moment."""
+    return ulid_at(time.time())
 
 
 @dataclass(frozen=True, slots=True)
