@@ -81,6 +81,34 @@ ObjectUrl = Annotated[
     str, typer.Argument(metavar="URL", help="An object's URL, such as ctxt://home.local/room/climate.")
 ]
 
+
+class Policy(StrEnum):
+    """What happens to who asks to observe an object."""
+
+    AUTO = "auto"
+    ASK = "ask"
+    CLOSED = "closed"
+
+
+PolicyOption = Annotated[
+    Optional[Policy],  # noqa: UP045 - as above
+    typer.Option("--policy", help="Who asks to observe it is admitted at once, its Reporter is asked, or refused."),
+]
+Wait = Annotated[
+    Optional[float],  # noqa: UP045 - as above
+    typer.Option("--wait", metavar="SECONDS", min=0.1, max=604_800, help="Wait so long for the decision."),
+]
+Expires = Annotated[
+    Optional[str],  # noqa: UP045 - as above
+    typer.Option(
+        "--expires",
+        metavar="WHEN",
+        help="After 90m, 12h, 7d, or at a time like 2026-12-31T18:00:00Z.",
+        show_default=False,
+    ),
+]
+ItemId = Annotated[str, typer.Argument(metavar="ID", help="As `ctxt pending` lists it.")]
+
 LOCAL = "mqtt://127.0.0.1:1883"
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -246,6 +274,7 @@ def get(
     go(objects.get(_target(connect), url, patience=timeout, data=data, json=json))
 
 
+@_command(app, "discover", panel="Objects")
 @_command(app, "ls", panel="Objects")
 def list_objects(
     prefix: Annotated[
@@ -257,6 +286,10 @@ def list_objects(
         Optional[str], typer.Option("--schema", metavar="NAME", help="Only objects of this schema: a name or a URL.")  # noqa: UP045
     ] = None,
     status: Annotated[Optional[Status], typer.Option("--status", help="Only objects of this status.")] = None,  # noqa: UP045
+    name: Annotated[Optional[str], typer.Option("--name", help="Only objects of this name.")] = None,  # noqa: UP045
+    tag: Annotated[Optional[str], typer.Option("--tag", help="Only objects with this tag.")] = None,  # noqa: UP045
+    resource: Annotated[Optional[str], typer.Option("--resource", help="Only objects with this resource.")] = None,  # noqa: UP045
+    reporter: Annotated[Optional[str], typer.Option("--reporter", metavar="CLIENT", help="Only this client's.")] = None,  # noqa: UP045
     connect: Connect = LOCAL,
     timeout: Patience = 10.0,
 ) -> None:
@@ -271,7 +304,9 @@ def list_objects(
     """
     from gateway.commands import objects
 
-    wanted = objects.Wanted(prefix, mine, schema, status.value if status is not None else None)
+    wanted = objects.Wanted(
+        prefix, mine, schema, status.value if status is not None else None, name, tag, resource, reporter
+    )
     go(objects.show_all(_target(connect), wanted, patience=timeout, json=json))
 
 
@@ -316,6 +351,286 @@ def delete(url: ObjectUrl, connect: Connect = LOCAL, timeout: Patience = 10.0) -
     from gateway.commands import objects
 
     go(objects.delete(_target(connect), url, patience=timeout))
+
+
+@_command(app, panel="Objects")
+def create(
+    url: Annotated[
+        Optional[str], typer.Argument(metavar="[URL]", help="The object's URL.", show_default=False)  # noqa: UP045
+    ] = None,
+    scheme: Annotated[
+        Optional[str], typer.Option("--scheme", help="The scheme of a URL that the gateway makes.")  # noqa: UP045
+    ] = None,
+    authority: Annotated[Optional[str], typer.Option("--authority", help="Its authority.")] = None,  # noqa: UP045
+    parent: Annotated[
+        Optional[str], typer.Option("--parent", metavar="URL", help="The parent of a child whose id the gateway makes.")  # noqa: UP045
+    ] = None,
+    collection: Annotated[
+        Optional[str], typer.Option("--collection", metavar="NAME", help="The parent's collection that it goes into.")  # noqa: UP045
+    ] = None,
+    value: Annotated[
+        Optional[str], typer.Option("--value", metavar="JSON", help="Its first data; - reads standard input.")  # noqa: UP045
+    ] = None,
+    schema: Annotated[Optional[str], typer.Option("--schema", metavar="NAME", help="A name or a URL.")] = None,  # noqa: UP045
+    name: Annotated[Optional[str], typer.Option("--name", help="What people call it.")] = None,  # noqa: UP045
+    description: Annotated[Optional[str], typer.Option("--description", help="What it is.")] = None,  # noqa: UP045
+    tag: Annotated[Optional[list[str]], typer.Option("--tag", help="What it is found by; several times.")] = None,  # noqa: UP045
+    resource: Annotated[
+        Optional[list[str]], typer.Option("--resource", help="What it is about; several times.")  # noqa: UP045
+    ] = None,
+    observer: Annotated[
+        Optional[list[str]], typer.Option("--observer", metavar="CLIENT", help="Who is invited; several times.")  # noqa: UP045
+    ] = None,
+    expires: Expires = None,
+    public: Annotated[bool, typer.Option("--public", help="Every client with a name may observe it.")] = False,
+    policy: PolicyOption = None,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Create an object, or a child of one, and print its URL.
+
+    Whoever reports on a URL that does not exist creates it as well; this says more of it from the start.
+
+    For example:
+      ctxt create ctxt://home.local/ana/room --value '{"values":{}}' --tag quiet --observer rui
+      ctxt create --scheme comm --authority home.local --schema Communication --value '{"status":"open"}'
+      ctxt create --parent comm://home.local/chat --collection messages --value '{"type":"chat","content":"hello"}'
+    """
+    from gateway.commands import sharing
+
+    place = sharing.Place(url, scheme, authority, parent, collection)
+    facts = {
+        "schema": schema, "name": name, "description": description, "tags": tag, "resources": resource,
+        "observers": observer, "public": public, "policy": policy.value if policy is not None else None,
+    }  # fmt: skip
+    go(sharing.create(_target(connect), place, value, expires, facts, patience=timeout, json=json))
+
+
+@_command(app, panel="Objects")
+def update(
+    url: ObjectUrl,
+    merge: Annotated[
+        str | None,
+        typer.Option("--merge", metavar="JSON", help="A merge patch of its data; - reads standard input."),
+    ] = None,
+    patch: Annotated[
+        Optional[str], typer.Option("--patch", metavar="JSON", help="A JSON Patch of its data; - reads standard input.")  # noqa: UP045
+    ] = None,
+    name: Annotated[Optional[str], typer.Option("--name", help="What people call it.")] = None,  # noqa: UP045
+    description: Annotated[Optional[str], typer.Option("--description", help="What it is; empty: nothing.")] = None,  # noqa: UP045
+    tag: Annotated[Optional[list[str]], typer.Option("--tag", help="Its tags from now on; several times.")] = None,  # noqa: UP045
+    resource: Annotated[
+        Optional[list[str]], typer.Option("--resource", help="Its resources from now on; several times.")  # noqa: UP045
+    ] = None,
+    public: Annotated[
+        Optional[bool], typer.Option("--public/--no-public", help="Whether every client with a name may observe it.")  # noqa: UP045
+    ] = None,
+    policy: PolicyOption = None,
+    version: Annotated[
+        Optional[int], typer.Option("--version", min=0, help="Only if its data is still what it was at this version.")  # noqa: UP045
+    ] = None,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Change an object of yours: its data, or what it says of itself.
+
+    For example:
+      ctxt update ctxt://home.local/ana/room --merge '{"values":{"t":{"value":21}}}' --version 7
+      ctxt update ctxt://home.local/ana/room --tag quiet --tag upstairs
+      ctxt update ctxt://home.local/ana/room --policy auto
+    """
+    from gateway.commands import sharing
+
+    said = {"name": name, "tags": tag, "resources": resource, "public": public}
+    meta: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    if policy is not None:
+        meta["policy"] = policy.value
+    if description is not None:
+        meta["description"] = description or None
+    changes = {"merge": merge, "patch": patch}
+    go(sharing.update(_target(connect), url, changes, meta, version, patience=timeout, json=json))
+
+
+@_command(app, panel="Objects")
+def children(
+    url: ObjectUrl,
+    collection: Annotated[
+        Optional[str], typer.Argument(metavar="[COLLECTION]", help="Only those in this one.", show_default=False)  # noqa: UP045
+    ] = None,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """List the children of an object.
+
+    For example:
+      ctxt children comm://home.local/chat
+      ctxt children comm://home.local/chat messages --json | jq -r '.[].data.content'
+    """
+    from gateway.commands import sharing
+
+    go(sharing.children(_target(connect), url, collection, patience=timeout, json=json))
+
+
+# ---- sharing -----------------------------------------------------------------------------------------------------------
+
+
+@_command(app, panel="Sharing")
+def subscribe(
+    url: ObjectUrl, wait: Wait = None, json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0
+) -> None:
+    """Ask to observe an object. Where that is not open to you its Reporter decides.
+
+    For example:
+      ctxt subscribe comm://home.local/chat
+      ctxt subscribe comm://home.local/chat --wait 60
+    """
+    from gateway.commands import sharing
+
+    go(sharing.subscribe(_target(connect), url, wait, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def unsubscribe(url: ObjectUrl, json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0) -> None:
+    """Give back what you were granted, and withdraw what you asked for.
+
+    For example:
+      ctxt unsubscribe comm://home.local/chat
+    """
+    from gateway.commands import sharing
+
+    go(sharing.unsubscribe(_target(connect), url, None, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def invite(
+    url: ObjectUrl,
+    clients: Annotated[list[str], typer.Argument(metavar="CLIENT…", help="Who is invited.")],
+    expires: Expires = None,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Let clients observe an object of yours and its children, and tell them.
+
+    For example:
+      ctxt invite comm://home.local/chat rui eva
+      ctxt invite comm://home.local/chat guest --expires 7d
+    """
+    from gateway.commands import sharing
+
+    go(sharing.invite(_target(connect), url, clients, expires, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def revoke(
+    url: ObjectUrl, client: Client, json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0
+) -> None:
+    """Take a client's grant of an object of yours back. When this returns it gets nothing more of it.
+
+    For example:
+      ctxt revoke comm://home.local/chat guest
+    """
+    from gateway.commands import sharing
+
+    go(sharing.unsubscribe(_target(connect), url, client, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def pending(json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0) -> None:
+    """List what waits for your decision: who wants to observe, who invites you, what is offered to you.
+
+    For example:
+      ctxt pending
+      ctxt pending --json | jq -r '.[].id'
+    """
+    from gateway.commands import sharing
+
+    go(sharing.pending(_target(connect), patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def accept(
+    item: ItemId, expires: Expires = None, json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0
+) -> None:
+    """Agree to what waits: let somebody observe, take part, take an object over.
+
+    For example:
+      ctxt accept 01JGFJK4V5Q8ZT3W2M6N7P9R1S
+      ctxt accept 01JGFJK4V5Q8ZT3W2M6N7P9R1S --expires 12h
+    """
+    from gateway.commands import sharing
+
+    more = {} if expires is None else {"expires": sharing.rfc3339(expires)}
+    go(sharing.decide(_target(connect), "accept", item, more, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def reject(
+    item: ItemId,
+    description: Annotated[Optional[str], typer.Option("--description", help="Why, for whoever asked.")] = None,  # noqa: UP045
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Do not agree to what waits. A rejected invitation gives the grant back.
+
+    For example:
+      ctxt reject 01JGFJK4V5Q8ZT3W2M6N7P9R1S --description 'for the family only'
+    """
+    from gateway.commands import sharing
+
+    more = {} if description is None else {"description": description}
+    go(sharing.decide(_target(connect), "reject", item, more, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def delegate(
+    url: ObjectUrl,
+    client: Client,
+    wait: Wait = None,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Offer an object of yours to another client, who becomes its Reporter when it accepts.
+
+    For example:
+      ctxt delegate comm://home.local/chat rui
+      ctxt delegate comm://home.local/chat rui --wait 600
+    """
+    from gateway.commands import sharing
+
+    go(sharing.delegate(_target(connect), url, client, wait, patience=timeout, json=json))
+
+
+@_command(app, panel="Sharing")
+def execute(
+    url: ObjectUrl,
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="What is to be done.")],
+    params: Annotated[
+        Optional[str], typer.Option("--params", metavar="JSON", help="With what, by name; - reads standard input.")  # noqa: UP045
+    ] = None,
+    idempotent: Annotated[bool, typer.Option("--idempotent", help="It does no harm to do it twice.")] = False,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0.1, max=300, help="How long the Reporter may take.")
+    ] = 10.0,
+    json: Json = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+) -> None:
+    """Ask an object's Reporter to act, and print its answer.
+
+    For example:
+      ctxt execute ctxt://home.local/hall/lamp on
+      ctxt execute ctxt://home.local/hall/lamp dim --params '{"level":40}' --idempotent --wait 5
+    """
+    from gateway.commands import sharing
+
+    wish = sharing.Wish(method, params, idempotent, wait)
+    go(sharing.execute(_target(connect), url, wish, patience=timeout, json=json))
 
 
 # ---- clients -----------------------------------------------------------------------------------------------------------
@@ -620,15 +935,7 @@ def acl_grants(
 def acl_grant(
     client: Client,
     url: Url,
-    expires: Annotated[
-        str | None,
-        typer.Option(
-            "--expires",
-            metavar="WHEN",
-            help="After 90m, 12h, 7d, or at a time like 2026-12-31T18:00:00Z.",
-            show_default=False,
-        ),
-    ] = None,
+    expires: Expires = None,
     json: Json = False,
     config: ConfigFile = None,
 ) -> None:

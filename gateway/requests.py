@@ -166,7 +166,11 @@ class Requests:
             return str(body["resource"])
         if "parent" in body:
             return f"{body['parent']}/children/{body['collection']}/{client}/{self._engine.mint(now)}"
-        return f"{body['scheme']}://{body['authority']}/{self._engine.mint(now)}"
+        scheme, authority, name = body["scheme"], body["authority"].lower(), self._engine.mint(now)
+        if not self._engine.rights.may_create(client, f"{scheme}/{authority}/{name}"):
+            # Most namespaces let everybody create below the own name.
+            name = f"{client}/{name}"
+        return f"{scheme}://{authority}/{name}"
 
     def _snapshot(self, obj: DataObject, code: int = 200, *, settled: bool = False) -> Answer:
         return Answer(code, orjson.Fragment(messages.snapshot(obj, self._engine.epoch)), settled=settled)

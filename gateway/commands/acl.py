@@ -54,8 +54,8 @@ def grants(given: Path | None, client: str | None, url: str | None, *, json: boo
 
 def grant(given: Path | None, client: str, url: str, expires: str | None, *, json: bool) -> None:
     """Let a client observe an object. Raises CommandError."""
-    until = 0.0 if expires is None else _until(expires)
-    (found,) = change(given, {"do": "grant", "client": client, "url": url, "until": until})
+    ends_at = 0.0 if expires is None else until(expires)
+    (found,) = change(given, {"do": "grant", "client": client, "url": url, "until": ends_at})
     if json:
         write_json(found)
         return
@@ -63,7 +63,7 @@ def grant(given: Path | None, client: str, url: str, expires: str | None, *, jso
     write_note(f"{client} may observe {found['url']} and its children{ends}")
 
 
-def _until(text: str) -> float:
+def until(text: str) -> float:
     """Unix seconds of a time, or of what is left until then. Raises CommandError."""
     if re.match(r"\d{4}-", text):
         try:

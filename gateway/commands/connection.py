@@ -230,7 +230,7 @@ class Connection:
         self.timeout = timeout
         self.messages: asyncio.Queue[aiomqtt.Message | None] = asyncio.Queue()
         """What arrives; None when the connection is lost. At most QUEUED: what goes beyond is dropped."""
-        self._waiting: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
+        self._waiting: dict[bytes, asyncio.Queue[dict[str, Any] | CommandError]] = {}
         self._inbox = f"inbox/{target.client}/ctxt-{secrets.token_hex(6)}"
         self._listens = False
         self._lock = asyncio.Lock()
@@ -248,9 +248,8 @@ class Connection:
         except aiomqtt.MqttError:
             self.lost = True
             self.messages.put_nowait(None)
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(self.gone())
+            for answers in self._waiting.values():
+                answers.put_nowait(self.gone())
 
     def gone(self) -> CommandError:
         """The error of a lost connection."""
@@ -258,12 +257,12 @@ class Connection:
 
     def _answered(self, message: aiomqtt.Message) -> None:
         key = getattr(message.properties, "CorrelationData", b"")
-        future = self._waiting.get(key)
-        if future is not None and not future.done():
+        answers = self._waiting.get(key)
+        if answers is not None:
             try:
-                future.set_result(orjson.loads(message.payload))
+                answers.put_nowait(orjson.loads(message.payload))
             except orjson.JSONDecodeError:
-                future.set_exception(
+                answers.put_nowait(
                     CommandError(Exit.FAILED, f"{self.target.where} answered with something that is not JSON")
                 )
 
@@ -297,6 +296,15 @@ class Connection:
 
     async def request(self, kind: str, body: dict[str, Any]) -> Any:
         """Ask the gateway and wait for the answer's body. Raises CommandError for a refusal, a lost connection, no answer."""
+        return (await self.ask(kind, body))[1]
+
+    async def ask(
+        self, kind: str, body: dict[str, Any], *, decision: float | None = None, within: float | None = None
+    ) -> tuple[int, Any]:
+        """Ask the gateway and wait for (code, body); where that is 202, for the decision if it comes within `decision` seconds.
+
+        `within`: seconds for the first answer, where it takes longer than others. Raises CommandError as `request` does.
+        """
         if self.target.name is None:
             raise CommandError(
                 Exit.NOT_ALLOWED,
@@ -310,24 +318,33 @@ class Connection:
         properties = publish_properties()
         properties.ResponseTopic = self.target.topic(self._inbox)
         properties.CorrelationData = key
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
+        answers: asyncio.Queue[dict[str, Any] | CommandError] = asyncio.Queue()
+        self._waiting[key] = answers
         payload = orjson.dumps({"id": number, "type": kind, "body": body})
         try:
             await self._publish(f"request/{self.target.name}", payload, properties)
-            answer = await asyncio.wait_for(future, self.timeout)
-        except TimeoutError:
-            raise CommandError(
-                Exit.NO_CONNECTION, f"{self.target.where} did not answer `{kind}` within {self.timeout:g} s"
-            ) from None
+            code, found = await self._answer(kind, answers, within or self.timeout)
+            if code == 202 and decision is not None:
+                code, found = await self._answer(kind, answers, decision)
         finally:
             del self._waiting[key]
-            if future.done() and not future.cancelled():
-                future.exception()
+        return code, found
+
+    async def _answer(
+        self, kind: str, answers: asyncio.Queue[dict[str, Any] | CommandError], patience: float
+    ) -> tuple[int, Any]:
+        try:
+            answer = await asyncio.wait_for(answers.get(), patience)
+        except TimeoutError:
+            raise CommandError(
+                Exit.NO_CONNECTION, f"{self.target.where} did not answer `{kind}` within {patience:g} s"
+            ) from None
+        if isinstance(answer, CommandError):
+            raise answer
         code = answer.get("code", 500)
         if code >= 400:
             raise CommandError(exit_of_code(code), f"{code} {answer.get('description', 'refused')}")
-        return answer.get("body")
+        return code, answer.get("body")
 
     async def report(self, topic: str, payload: bytes) -> Verdict:
         """Send a report at QoS 1 and wait for its PUBACK. Raises CommandError where none comes."""

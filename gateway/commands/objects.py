@@ -274,6 +274,10 @@ class Wanted:
     mine: bool = False
     schema: str | None = None
     status: str | None = None
+    name: str | None = None
+    tag: str | None = None
+    resource: str | None = None
+    reporter: str | None = None
 
     def body(self, scope: Scope) -> dict[str, Any]:
         """The body of the `discover` request."""
@@ -282,10 +286,9 @@ class Wanted:
             body["prefix"] = scope.prefix
         if self.mine:
             body["mine"] = True
-        if self.schema is not None:
-            body["schema"] = self.schema
-        if self.status is not None:
-            body["status"] = self.status
+        for key in ("schema", "status", "name", "tag", "resource", "reporter"):
+            if getattr(self, key) is not None:
+                body[key] = getattr(self, key)
         return body
 
 
@@ -384,7 +387,9 @@ async def _list_retained(connection: Connection, scope: Scope, wanted: Wanted) -
         for snapshot in await retained(connection, scope)
         if not snapshot.get("deleted")
         and (wanted.schema is None or wanted.schema in (snapshot["schema"], schema_name(snapshot["schema"])))
-        and (wanted.status is None or wanted.status == snapshot["status"])
+        and all(getattr(wanted, key) in (None, snapshot[key]) for key in ("status", "name", "reporter"))
+        and (wanted.tag is None or wanted.tag in snapshot.get("tags", ()))
+        and (wanted.resource is None or wanted.resource in snapshot.get("resources", ()))
     ]
 
 
