@@ -301,6 +301,7 @@ def list_objects(
       ctxt ls
       ctxt ls ctxt://home.local/kitchen/ --status disconnected
       ctxt ls --mine --schema Context --json
+      ctxt discover --tag kitchen --reporter room-sensor
     """
     from gateway.commands import objects
 

@@ -150,11 +150,11 @@ class Sharing:
 
     # ---- decisions -----------------------------------------------------------------------------------------------------
 
-    def _mine(self, asked: Asked, body: dict[str, Any]) -> tuple[Item, DataObject] | Answer:
-        """The item that a client decides on, and its object."""
+    def _mine(self, asked: Asked, body: dict[str, Any], *, sent: bool = False) -> tuple[Item, DataObject] | Answer:
+        """The item that a client decides on, and its object. `sent`: its own wishes too."""
         item = self.waiting.get(body["request"])
         obj = None if item is None else self._engine.objects.get(item.topic)
-        if item is None or obj is None or item.receiver != asked.client:
+        if item is None or obj is None or asked.client not in (item.receiver, item.sender if sent else None):
             return Answer(
                 410, description="nothing of this id waits for you: it is decided or over; `resume` lists what does"
             )
@@ -185,14 +185,14 @@ class Sharing:
         return answer
 
     def _reject(self, effects: Effects, asked: Asked, body: dict[str, Any], _now: float) -> Answer | None:
-        mine = self._mine(asked, body)
+        mine = self._mine(asked, body, sent=True)
         if isinstance(mine, Answer):
             return mine
         item, obj = mine
         self._drop(effects, item)
         if item.kind == INVITATION:
             self._engine.revoke(effects, obj, item.receiver)
-        else:
+        elif item.receiver == asked.client:
             why = f": {body['description']}" if "description" in body else ""
             self._tell(effects, item, Answer(403, description=f"{obj.url}: {item.receiver!r} has rejected it{why}"))
         return Answer(200, {"url": obj.url}, settled=True)

@@ -282,9 +282,8 @@ def test_a_subscription_is_refused_or_never_decided() -> None:
 def test_only_the_reporter_decides() -> None:
     world = with_room()
     item = world.ask("rui", "subscribe", {"resource": ROOM})["ana"][0]
-    for who in ("rui", "eva"):
-        for kind in ("accept", "reject"):
-            assert world.request(who, kind, {"request": item["id"]})["code"] == 410
+    for who, kind in (("rui", "accept"), ("eva", "accept"), ("eva", "reject")):
+        assert world.request(who, kind, {"request": item["id"]})["code"] == 410
     assert not may(world, "rui")
 
 
@@ -443,6 +442,10 @@ def test_a_delegation_is_refused_never_decided_or_offered_to_one_only() -> None:
     item = world.ask("ana", "delegate", {"resource": ROOM, "to": "eva"}, "d")["eva"][0]
     assert world.request("ana", "delegate", {"resource": ROOM, "to": "rui"})["code"] == 409
     assert world.ask("eva", "reject", {"request": item["id"]})["ana"][0]["code"] == 403
+    item = world.ask("ana", "delegate", {"resource": ROOM, "to": "eva"}, "d1")["eva"][0]
+    withdrawn = world.ask("ana", "reject", {"request": item["id"]}, "w")
+    assert [(each["id"], each["code"]) for each in withdrawn["ana"]] == [("w", 200)]
+    assert world.request("eva", "accept", {"request": item["id"]})["code"] == 410
     world.ask("ana", "delegate", {"resource": ROOM, "to": "eva", "timeout": 5}, "d2")
     world.tick(6)
     assert [each["code"] for each in world.inboxes()["ana"]] == [408]
