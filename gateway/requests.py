@@ -13,6 +13,7 @@ import orjson
 
 from gateway import messages
 from gateway.address import Address, AddressError, normal_prefix
+from gateway.comparison import compare
 from gateway.effects import Answer, Refused, Reply
 from gateway.messages import PayloadError
 from gateway.objects import DataObject, parent_of
@@ -43,6 +44,7 @@ class Requests:
             "read": self._read,
             "delete": self._delete,
             "discover": self._discover,
+            "compare": self._compare,
         }
 
     def take(
@@ -266,3 +268,6 @@ class Requests:
         ):
             return False
         return self._engine.rights.may_observe(client, obj.topic)
+
+    def _compare(self, _effects: Effects, _client: str, body: dict[str, Any], _now: float) -> Iterator[Answer | None]:
+        return compare(self._engine.catalogue, body["mine"], body["theirs"], deep=body.get("deep", False))

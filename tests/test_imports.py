@@ -21,7 +21,9 @@ PURE = {
     "gateway.messages": {"errors", "objects", "patch"},
     "gateway.counts": set(),
     "gateway.effects": {"objects"},
-    "gateway.requests": {"address", "effects", "engine", "messages", "objects", "catalogue"},
+    "gateway.parts": {"catalogue"},
+    "gateway.comparison": {"catalogue", "effects", "parts"},
+    "gateway.requests": {"address", "comparison", "effects", "engine", "messages", "objects", "catalogue"},
     "gateway.engine": {
         "address",
         "counts",

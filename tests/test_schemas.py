@@ -68,7 +68,7 @@ def test_the_families_of_the_catalogue_are_shipped() -> None:
         "Message": None,
     }
     assert CATALOGUE.schemes == {"comm", "connection", "ctxt"}
-    assert set(CATALOGUE.messages) == {"request", "read", "delete", "discover"}
+    assert set(CATALOGUE.messages) == {"request", "read", "delete", "discover", "compare"}
 
 
 def test_collections_lead_to_their_childrens_schemas() -> None:
