@@ -13,6 +13,7 @@ import orjson
 
 from gateway import messages
 from gateway.address import Address, AddressError, normal_prefix
+from gateway.comparison import compare
 from gateway.effects import Answer, Refused, Reply
 from gateway.messages import PayloadError, rfc3339
 from gateway.objects import PUBLIC, DataObject, Facts, parent_of
@@ -48,6 +49,7 @@ class Requests:
             "delete": self._delete,
             "discover": self._discover,
             "resume": self._resume,
+            "compare": self._compare,
             **engine.sharing.handlers,
         }
 
@@ -409,3 +411,6 @@ class Requests:
         ):
             return False
         return self._engine.rights.may_observe(client, obj.topic)
+
+    def _compare(self, _effects: Effects, _asked: Asked, body: dict[str, Any], _now: float) -> Iterator[Answer | None]:
+        return compare(self._engine.catalogue, body["mine"], body["theirs"], deep=body.get("deep", False))

@@ -68,9 +68,7 @@ def test_the_families_of_the_catalogue_are_shipped() -> None:
         "Message": None,
     }
     assert CATALOGUE.schemes == {"comm", "connection", "ctxt"}
-    bodies = (
-        "create update read delete subscribe unsubscribe accept reject invite delegate execute response discover resume"
-    )
+    bodies = "create update read delete subscribe unsubscribe accept reject invite delegate execute response discover resume compare"
     assert set(CATALOGUE.messages) == {"request", *bodies.split()}
 
 
