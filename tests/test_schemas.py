@@ -296,6 +296,180 @@ def test_requests_are_checked(kind: str, body: Any, valid: bool) -> None:
     assert CATALOGUE.messages[kind].is_valid(body) is valid
 
 
+IT = {"resource": "a://b/c"}
+BELOW = {"scheme": "a", "authority": "b"}
+CHILD = {"parent": "a://b/c", "collection": "messages"}
+AT = "2026-01-01T10:00:00Z"
+CLIENTS = [f"client-{i}" for i in range(101)]
+WORDS = [f"word {i}" for i in range(33)]
+WRONG_CLIENTS = ("", "a b", "ana\n", "é", "x" * 65, 1, None)
+WRONG_TIMES = ("", "tomorrow", "2026-01-01", "2026-01-01T10:00:00", 1767261600, None)
+ANY_JSON: list[Any] = [None, True, 0, -1.5, "", "on", [], [1, {"a": [None]}], {}, {"a": {"b": {"c": [{}]}}}]
+
+TAKEN: dict[str, list[Any]] = {
+    "create": [
+        IT,
+        BELOW,
+        CHILD,
+        {**IT, "schema": "Context", "name": "x", "value": {"a": {"b": [None]}}, "description": "x"},
+        {**BELOW, "observers": CLIENTS[:100], "expires": AT, "public": True},
+        {**CHILD, "observers": [], "tags": WORDS[:32], "resources": WORDS[:32]},
+        *({**IT, "policy": policy} for policy in ("auto", "ask", "closed")),
+    ],
+    "update": [
+        {**IT, "merge": {}},
+        {**IT, "merge": {"a": None}, "version": 0},
+        {**IT, "patch": [{"op": "remove", "path": "/a"}] * 1000},
+        {**IT, "meta": {"description": None, "tags": None, "resources": None}},
+        {**IT, "meta": {"name": "x", "tags": [], "public": False, "policy": "ask"}, "version": 2**53},
+    ],
+    "subscribe": [IT, {**IT, "schema": "Context", "timeout": 0.5}, {**IT, "timeout": 604_800}],
+    "accept": [{"request": "1"}, {"request": "x" * 128, "expires": "2026-01-01T10:00:00.123456789+01:00"}],
+    "reject": [{"request": "1"}, {"request": "1", "description": "x" * 1024}],
+    "unsubscribe": [IT, {**IT, "client": "x" * 64}],
+    "invite": [{**IT, "observers": ["ana"]}, {**IT, "observers": CLIENTS[:100], "expires": AT}],
+    "delegate": [{**IT, "to": "ana"}, {**IT, "to": "-_", "timeout": 604_800}],
+    "execute": [
+        {**IT, "method": "on"},
+        {**IT, "method": "x" * 128, "idempotent": False, "timeout": 300},
+        *({**IT, "method": "on", "params": value} for value in ANY_JSON),
+    ],
+    "response": [
+        {"id": "1", "code": 200},
+        {"id": "x" * 128, "code": 599, "description": "x"},
+        *({"id": "1", "code": 200, "body": value} for value in ANY_JSON),
+    ],
+    "resume": [{}, {"after": "a://b/c"}],
+}
+
+REFUSED: dict[str, list[Any]] = {
+    "create": [
+        {},
+        {"name": "x"},
+        {**IT, **BELOW},
+        {**IT, **CHILD},
+        {**BELOW, **CHILD},
+        *({**IT, key: value} for key, value in (BELOW | CHILD).items()),
+        *({key: value} for key, value in (BELOW | CHILD).items()),
+        {**BELOW, "parent": "a://b/c"},
+        {"resource": ""},
+        {"resource": "x" * 1025},
+        {**BELOW, "scheme": "A"},
+        {**CHILD, "collection": "a/b"},
+        {**IT, "schema": "x" * 513},
+        {**IT, "name": "x" * 257},
+        {**IT, "description": ""},
+        {**IT, "value": []},
+        {**IT, "value": "x"},
+        {**IT, "value": None},
+        {**IT, "observers": CLIENTS},
+        {**IT, "observers": ["ana", "ana"]},
+        *({**IT, "observers": [client]} for client in WRONG_CLIENTS),
+        *({**IT, "expires": time} for time in WRONG_TIMES),
+        {**IT, "public": 1},
+        {**IT, "policy": "open"},
+        *({**IT, key: wrong} for key in ("tags", "resources") for wrong in (WORDS, ["x", "x"], [""], ["x" * 65], None)),
+        {**IT, "data": {}},
+    ],
+    "update": [
+        IT,
+        {"merge": {}},
+        {**IT, "merge": {}, "patch": [{}]},
+        {**IT, "merge": {}, "meta": {"name": "x"}},
+        {**IT, "merge": [], "version": 1},
+        {**IT, "patch": []},
+        {**IT, "patch": {}},
+        {**IT, "patch": ["x"]},
+        {**IT, "patch": [{}] * 1001},
+        {**IT, "meta": {}},
+        {**IT, "meta": []},
+        {**IT, "meta": {"name": None}},
+        {**IT, "meta": {"public": None}},
+        {**IT, "meta": {"policy": ""}},
+        {**IT, "meta": {"reporter": "ana"}},
+        *({**IT, "meta": {"tags": tags}} for tags in (WORDS, ["x", "x"], [None], "x")),
+        *({**IT, "merge": {}, "version": version} for version in (-1, 1.5, "1", True, None)),
+        {**IT, "merge": {}, "force": True},
+    ],
+    "subscribe": [
+        {},
+        {"resource": ["a://b/c"]},
+        {**IT, "schema": ""},
+        *({**IT, "timeout": timeout} for timeout in (0, -1, 604_801, "1", True)),
+        {**IT, "client": "ana"},
+    ],
+    "accept": [
+        {},
+        *({"request": request} for request in ("", 1, "x" * 129)),
+        *({"request": "1", "expires": time} for time in WRONG_TIMES),
+        {"request": "1", "description": "x"},
+    ],
+    "reject": [
+        {},
+        *({"request": request} for request in ("", None, "x" * 129)),
+        *({"request": "1", "description": text} for text in ("", "x" * 1025, 1)),
+        {"request": "1", "expires": AT},
+    ],
+    "unsubscribe": [{}, {"client": "ana"}, *({**IT, "client": client} for client in WRONG_CLIENTS), {**IT, "x": 1}],
+    "invite": [
+        IT,
+        {"observers": ["ana"]},
+        *({**IT, "observers": clients} for clients in ([], CLIENTS, ["ana", "ana"], "ana")),
+        *({**IT, "observers": [client]} for client in WRONG_CLIENTS),
+        *({**IT, "observers": ["ana"], "expires": time} for time in WRONG_TIMES),
+        {**IT, "observers": ["ana"], "description": "x"},
+    ],
+    "delegate": [
+        IT,
+        {"to": "ana"},
+        *({**IT, "to": client} for client in WRONG_CLIENTS),
+        *({**IT, "to": "ana", "timeout": timeout} for timeout in (0, 604_801, "1")),
+        {**IT, "to": "ana", "expires": AT},
+    ],
+    "execute": [
+        IT,
+        {"method": "on"},
+        *({**IT, "method": method} for method in ("", 1, "x" * 129)),
+        *({**IT, "method": "on", "timeout": timeout} for timeout in (0, -1, 301, None)),
+        {**IT, "method": "on", "idempotent": "yes"},
+        {**IT, "method": "on", "body": {}},
+    ],
+    "response": [
+        {"id": "1"},
+        {"code": 200},
+        *({"id": request, "code": 200} for request in ("", 1, "x" * 129)),
+        *({"id": "1", "code": code} for code in (199, 600, "200", 200.5, None)),
+        *({"id": "1", "code": 200, "description": text} for text in ("", "x" * 1025)),
+        {"id": "1", "code": 200, "params": {}},
+    ],
+    "resume": [*({"after": url} for url in ("", "x" * 1025, 1, None)), {"since": 1}],
+}
+
+
+def shown(value: Any) -> str:
+    return str(value) if len(str(value)) <= 60 else f"{str(value)[:60]}…"
+
+
+def test_the_bodies_that_are_taken_and_refused_are_of_the_same_requests() -> None:
+    assert set(TAKEN) == set(REFUSED)
+    assert set(CATALOGUE.messages) >= set(TAKEN)
+
+
+@pytest.mark.parametrize(("kind", "body"), [(kind, body) for kind in TAKEN for body in TAKEN[kind]], ids=shown)
+def test_a_body_is_taken(kind: str, body: Any) -> None:
+    schema = CATALOGUE.messages[kind]
+    assert schema.problems(body) == []
+    assert schema._texts.is_valid(body)
+
+
+@pytest.mark.parametrize(("kind", "body"), [(kind, body) for kind in REFUSED for body in REFUSED[kind]], ids=shown)
+def test_a_body_is_refused_with_a_reason(kind: str, body: Any) -> None:
+    schema = CATALOGUE.messages[kind]
+    assert not schema.is_valid(body)
+    assert not schema._texts.is_valid(body)
+    assert schema.problems(body)[0].text
+
+
 # ── both validators ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 SCALARS = st.one_of(
