@@ -18,7 +18,8 @@ from gateway.effects import Answer, Refused, Reply
 from gateway.messages import PayloadError, rfc3339
 from gateway.objects import PUBLIC, DataObject, Facts, parent_of
 from gateway.pending import Asked
-from gateway.sharing import ends
+from gateway.rights import ANONYMOUS
+from gateway.sharing import NAMELESS, ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,6 +149,8 @@ class Requests:
         if found is not None and not found.deleted and found.reporter == client:
             return self._snapshot(found)
         observers = [name for name in body.get("observers", ()) if name != client]
+        if ANONYMOUS in observers:
+            return Answer(400, description=f"/observers: {NAMELESS}")
         if observers and parent_of(address.topic) is not None:
             return Answer(409, description=f"{address.url}: a child is observed with its parent: invite to that")
         if len(observers) > engine.limits.grants_per_object:

@@ -17,6 +17,7 @@ from gateway.effects import Answer, Refused, Reply
 from gateway.messages import rfc3339
 from gateway.objects import parent_of, url_of
 from gateway.pending import ACTION, DELEGATION, INVITATION, SUBSCRIPTION, Asked, Item, Pending
+from gateway.rights import ANONYMOUS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from gateway.effects import Effects
     from gateway.engine import Engine
     from gateway.objects import DataObject
+
+
+NAMELESS = "clients without a name are granted nothing: a namespace's `observe` may list anonymous"
 
 
 class Sharing:
@@ -127,6 +131,8 @@ class Sharing:
     ) -> Answer:
         """Grant an object to clients until a time (Unix seconds; 0: for good), and tell each."""
         engine = self._engine
+        if ANONYMOUS in observers:
+            return Answer(400, description=f"{obj.url}: {NAMELESS}")
         fresh = [client for client in observers if client != asked.client]
         held = obj.grants or {}
         room = engine.limits.grants_per_object - len(held)
@@ -202,6 +208,8 @@ class Sharing:
         if isinstance(found, Answer):
             return found
         to = body["to"]
+        if to == ANONYMOUS:
+            return Answer(400, description=f"{found.url}: {NAMELESS}")
         if parent_of(found.topic) is not None:
             return Answer(
                 409, description=f"{found.url}: a child's Reporter is named in its URL: it cannot be given to another"

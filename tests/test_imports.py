@@ -19,7 +19,7 @@ PURE = {
     "gateway.objects": {"topics", "catalogue", "rights"},
     "gateway.rights": {"address", "objects", "topics"},
     "gateway.pending": {"messages", "objects"},
-    "gateway.sharing": {"address", "effects", "engine", "messages", "objects", "pending"},
+    "gateway.sharing": {"address", "effects", "engine", "messages", "objects", "pending", "rights"},
     "gateway.messages": {"errors", "objects", "patch"},
     "gateway.counts": set(),
     "gateway.effects": {"objects", "pending"},
@@ -34,6 +34,7 @@ PURE = {
         "objects",
         "catalogue",
         "pending",
+        "rights",
         "sharing",
     },
     "gateway.engine": {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +13,11 @@ from gateway.effects import Effects
 from gateway.messages import rfc3339
 from gateway.objects import DataObject
 from gateway.pending import Item
-from gateway.rights import namespace
+from gateway.rights import Clients, namespace
 from gateway.store import Batch, Store
 from tests.world import CATALOGUE, EVERYONE, NOBODY, NOW, World, only
 
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "requests.json").read_text(encoding="utf-8"))
 ROOM = "ctxt://home.local/ana/room"
 CHAT = "comm://home.local/ana/chat"
 
@@ -374,6 +378,22 @@ def test_a_grant_is_given_back_or_taken_back() -> None:
     assert not world.engine.sharing.waiting.to("eva")
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("invite", {"resource": ROOM, "observers": ["rui", "anonymous"]}),
+        ("delegate", {"resource": ROOM, "to": "anonymous"}),
+        ("create", {"resource": ROOM + "2", "value": {"values": {}}, "observers": ["anonymous"]}),
+    ],
+)
+def test_clients_without_a_name_are_granted_nothing(kind: str, body: dict[str, Any]) -> None:
+    world = with_room()
+    assert world.request("ana", kind, body)["code"] == 400
+    assert not world.effects.durable()
+    assert not may(world, "rui")
+    assert not may(world, "anonymous")
+
+
 def test_an_invitation_that_was_taken_back_cannot_be_accepted() -> None:
     world = with_room()
     item = world.ask("ana", "invite", {"resource": ROOM, "observers": ["rui"]})["rui"][0]
@@ -595,3 +615,53 @@ def test_what_waits_survives_a_restart(tmp_path: Any) -> None:
     (obj,) = loaded.objects
     assert isinstance(obj, DataObject)
     assert obj.policy == "closed"
+
+
+# ---- vectors -----------------------------------------------------------------------------------------------------------
+
+
+def without_texts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message but for what is told to people."""
+    if message["type"] in ("response", "rejection"):
+        message = {key: value for key, value in message.items() if key != "description"}
+    body = message.get("body")
+    if isinstance(body, dict) and "refused" in body:
+        refused = [{"url": each["url"], "code": each["code"]} for each in body["refused"]]
+        message = {**message, "body": {**body, "refused": refused}}
+    return message
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: str(case["name"]).partition(":")[0])
+def test_what_comes_out_is_what_the_vectors_say(case: dict[str, Any]) -> None:
+    def clients(names: list[str]) -> Clients:
+        return EVERYONE if names == ["*"] else only(*names)
+
+    spaces = []
+    for each in VECTORS["settings"]["namespace"]:
+        lists = {key: clients(each[key]) for key in ("report", "observe", "execute", "ask") if key in each}
+        public = each.get("public", False)
+        spaces.append(namespace(each["match"], schema=each["schema"], public=public, **lists))
+    world = World(*spaces, now=VECTORS["start"], epoch=VECTORS["epoch"])
+    numbers = count(1)
+    world.engine.mint = lambda _now: f"id-{next(numbers)}"
+    for step in case["steps"]:
+        world.effects = Effects()
+        if "wait" in step:
+            world.now += step["wait"]
+            world.engine.tick(world.effects, world.now)
+        elif "report" in step:
+            topic = step["report"].replace("://", "/", 1)
+            payload = json.dumps(step["payload"]).encode()
+            world.engine.report(world.effects, step["client"], topic, payload, world.now)
+        else:
+            payload = json.dumps(step["request"]).encode()
+            world.engine.requests.take(world.effects, step["client"], payload, world.now)
+        world.engine.seal(world.effects)
+        for work in world.effects.work:
+            world.effects.replies += [reply for reply in work if reply is not None]
+        expected: dict[str, list[dict[str, Any]]] = {}
+        for client, message in step["inbox"]:
+            expected.setdefault(client, []).append(without_texts(message))
+        told = {client: [without_texts(each) for each in inbox] for client, inbox in world.inboxes().items()}
+        assert told == expected, step
+        assert [[obj.url, json.loads(delta)] for obj, delta in world.effects.deltas] == step["deltas"]
