@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -151,6 +153,52 @@ def test_the_reporter_acts_and_answers(house: Gateway) -> None:
     assert silent.returncode == Exit.NO_CONNECTION
     assert "504" in one_sentence(silent)
     assert run(house, "eva", "execute", url, "dim").returncode == Exit.NOT_ALLOWED
+
+
+def test_a_kill_in_the_middle_of_a_delegation_leaves_one_owner(tmp_path: Path) -> None:
+    dice = random.Random(6)
+    names = ("ana", "rui")
+    url = "comm://home.local/ana/chat"
+    with gateway(tmp_path, rest=REST, clients=dict.fromkeys(names, PASSWORD)) as house:
+
+        def people() -> dict[str, Client]:
+            return {name: Client(house.port, name, login=(name, PASSWORD)) for name in names}
+
+        clients = people()
+        assert clients["ana"].request("create", {"resource": url, "value": json.loads(OPEN)})["code"] == 201
+        owner, version, moved = "ana", 1, 0
+        for turn in range(12):
+            other = "rui" if owner == "ana" else "ana"
+            body = {"resource": url, "to": other}
+            offered = clients[owner].request("delegate", body, f"d{turn}")
+            clients[other].subscribe(f"inbox/{other}")
+            request = {"id": f"a{turn}", "type": "accept", "body": {"request": offered["body"]["request"]}}
+            clients[other].paho.publish(f"request/{other}", json.dumps(request), qos=1)
+            time.sleep(dice.choice([0, 0.001, 0.003, 0.01]))
+            house.kill()
+            answers = [each for each in clients[other].messages() if each.get("id") == f"a{turn}"]
+            for client in clients.values():
+                client.drop()
+            house.start()
+            clients = people()
+            seen = {name: clients[name].request("resume", {}, f"s{turn}")["body"] for name in names}
+            owners = [name for name in names if url in [each["url"] for each in seen[name]["objects"]]]
+            assert len(owners) == 1
+            snapshot = clients[owners[0]].request("read", {"resource": url}, f"r{turn}")["body"]
+            assert snapshot["reporter"] == owners[0]
+            assert snapshot["version"] == version + (owners[0] != owner)
+            # What was answered holds; and an offer waits as long as it was not taken.
+            assert owners == [other] or not answers
+            assert bool(seen[other]["pending"]) == (owners == [owner])
+            code = clients[owners[0]].request("update", {"resource": url, "meta": {"name": f"n{turn}"}}, f"u{turn}")
+            assert code["code"] == 200
+            moved += owners[0] != owner
+            owner, version = owners[0], snapshot["version"] + 1
+            for item in seen[other]["pending"]:
+                assert clients[other].request("reject", {"request": item["id"]}, f"x{turn}")["code"] == 200
+        for client in clients.values():
+            client.close()
+        assert moved
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ def _show_snapshot(snapshot: dict[str, Any]) -> None:
     for key in ("name", "description", "parent"):
         if snapshot.get(key) is not None:
             facts[key] = Text(printable(str(snapshot[key])))
+    if snapshot.get("public"):
+        facts["public"] = Text("every client with a name may observe it")
     for key in ("tags", "resources"):
         if snapshot.get(key):
             facts[key] = Text(printable(", ".join(snapshot[key])))
