@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.explain import why
-from gateway.objects import DataObject, Objects
+from gateway.objects import PUBLIC, DataObject, Objects
 from gateway.rights import (
     ACTIONS,
     ANONYMOUS,
@@ -321,9 +321,9 @@ lists = st.builds(
 
 @st.composite
 def worlds(draw: st.DrawFn) -> Rights:
-    """Some namespaces, a rule, objects of several Reporters, grants, a group by token, a client that is disabled."""
+    """Some namespaces, a rule, objects of several Reporters, grants, public objects, a group by token, a client that is disabled."""
     spaces: list[Namespace] = [
-        namespace(draw(patterns), schema="Context", report=draw(lists), observe=draw(lists))
+        namespace(draw(patterns), schema="Context", report=draw(lists), observe=draw(lists), public=draw(st.booleans()))
         for _ in range(draw(st.integers(1, 4)))
     ]
     rules = [TopicRule("device/{client}/#", draw(lists), draw(lists))]
@@ -333,6 +333,8 @@ def worlds(draw: st.DrawFn) -> Rights:
     for obj in list(judge.objects):
         for client in draw(st.sets(st.sampled_from(PEOPLE[:3]), max_size=1)):
             judge.grant(obj, client)
+        if obj.parent is None and draw(st.booleans()):
+            judge.grant(obj, PUBLIC)
     for client in draw(st.sets(st.sampled_from(PEOPLE[:3]), max_size=1)):
         judge.join(client, ["staff"], 10.0)
     judge.bar(draw(st.sets(st.sampled_from(PEOPLE[:3]), max_size=1)))
