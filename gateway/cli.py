@@ -341,23 +341,9 @@ def observe(
 
 
 @_command(app, panel="Objects")
-def delete(url: ObjectUrl, connect: Connect = LOCAL, timeout: Patience = 10.0) -> None:
-    """Delete an object of yours, and its children.
-
-    Observers are told. Its URL stays closed until the tombstone is gone (tombstone_ttl, 24 h).
-
-    For example:
-      ctxt delete ctxt://home.local/room/climate
-    """
-    from gateway.commands import objects
-
-    go(objects.delete(_target(connect), url, patience=timeout))
-
-
-@_command(app, panel="Objects")
 def create(
     url: Annotated[
-        Optional[str], typer.Argument(metavar="[URL]", help="The object's URL.", show_default=False)  # noqa: UP045
+        Optional[str], typer.Argument(metavar="URL", help="The object's URL.", show_default=False)  # noqa: UP045
     ] = None,
     scheme: Annotated[
         Optional[str], typer.Option("--scheme", help="The scheme of a URL that the gateway makes.")  # noqa: UP045
@@ -455,10 +441,24 @@ def update(
 
 
 @_command(app, panel="Objects")
+def delete(url: ObjectUrl, connect: Connect = LOCAL, timeout: Patience = 10.0) -> None:
+    """Delete an object of yours, and its children.
+
+    Observers are told. Its URL stays closed until the tombstone is gone (tombstone_ttl, 24 h).
+
+    For example:
+      ctxt delete ctxt://home.local/room/climate
+    """
+    from gateway.commands import objects
+
+    go(objects.delete(_target(connect), url, patience=timeout))
+
+
+@_command(app, panel="Objects")
 def children(
     url: ObjectUrl,
     collection: Annotated[
-        Optional[str], typer.Argument(metavar="[COLLECTION]", help="Only those in this one.", show_default=False)  # noqa: UP045
+        Optional[str], typer.Argument(metavar="COLLECTION", help="Only those in this one.", show_default=False)  # noqa: UP045
     ] = None,
     json: Json = False,
     connect: Connect = LOCAL,
@@ -482,7 +482,9 @@ def children(
 def subscribe(
     url: ObjectUrl, wait: Wait = None, json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0
 ) -> None:
-    """Ask to observe an object. Where that is not open to you its Reporter decides.
+    """Ask to observe an object.
+
+    Where that is not open to you its Reporter decides, or the object's policy.
 
     For example:
       ctxt subscribe comm://home.local/chat
@@ -514,7 +516,9 @@ def invite(
     connect: Connect = LOCAL,
     timeout: Patience = 10.0,
 ) -> None:
-    """Let clients observe an object of yours and its children, and tell them.
+    """Let clients observe an object of yours, and tell them.
+
+    Its children with it. What they were granted may end by itself.
 
     For example:
       ctxt invite comm://home.local/chat rui eva
@@ -529,7 +533,9 @@ def invite(
 def revoke(
     url: ObjectUrl, client: Client, json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0
 ) -> None:
-    """Take a client's grant of an object of yours back. When this returns it gets nothing more of it.
+    """Take a grant back that you gave a client.
+
+    When this returns the broker delivers nothing more of the object to it, whatever it has subscribed to.
 
     For example:
       ctxt revoke comm://home.local/chat guest
@@ -541,7 +547,9 @@ def revoke(
 
 @_command(app, panel="Sharing")
 def pending(json: Json = False, connect: Connect = LOCAL, timeout: Patience = 10.0) -> None:
-    """List what waits for your decision: who wants to observe, who invites you, what is offered to you.
+    """List what waits for your decision.
+
+    Who wants to observe objects of yours, who invites you, what is offered to you, and actions that you have not answered.
 
     For example:
       ctxt pending
@@ -576,7 +584,7 @@ def reject(
     connect: Connect = LOCAL,
     timeout: Patience = 10.0,
 ) -> None:
-    """Do not agree to what waits. A rejected invitation gives the grant back.
+    """Do not agree to what waits. An invitation's grant is given back.
 
     For example:
       ctxt reject 01JGFJK4V5Q8ZT3W2M6N7P9R1S --description 'for the family only'
@@ -596,7 +604,9 @@ def delegate(
     connect: Connect = LOCAL,
     timeout: Patience = 10.0,
 ) -> None:
-    """Offer an object of yours to another client, who becomes its Reporter when it accepts.
+    """Offer an object of yours to another client.
+
+    When that client accepts it is the Reporter; until then it is you.
 
     For example:
       ctxt delegate comm://home.local/chat rui

@@ -54,6 +54,23 @@ def test_the_shell_lines_of_the_readme_report_what_they_say(tmp_path: Path) -> N
         assert sensor.publish(topic, json.loads(payload)) == (0, "")
 
 
+def test_sharing_goes_as_the_readme_shows(tmp_path: Path) -> None:
+    section = README.partition("\n## Share it\n")[2].partition("\n## ")[0]
+    (settings,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    (script,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    with inside(tmp_path, settings, "ana", "rui", "eva") as gateway:
+        script = script.replace(":secret@127.0.0.1", f":{PASSWORD.replace(' ', '%20')}@127.0.0.1:{gateway.port}")
+        script = script.replace(".venv/bin/ctxt", f"{sys.executable} -m gateway.cli")
+        done = subprocess.run(
+            ["bash", "-ec", script], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        )  # fmt: skip
+        listening = gateway.call(lambda service: service.rights.may_observe("rui", "comm/home.local/ana/chat"))
+    assert done.returncode == 0, done.stderr
+    assert "subscription" in done.stdout
+    assert "messages/rui/" in done.stdout
+    assert not listening
+
+
 def test_every_page_that_is_linked_is_there() -> None:
     for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
