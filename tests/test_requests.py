@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.effects import Effects
 from gateway.messages import rfc3339
@@ -615,6 +617,49 @@ def test_what_waits_survives_a_restart(tmp_path: Any) -> None:
     (obj,) = loaded.objects
     assert isinstance(obj, DataObject)
     assert obj.policy == "closed"
+
+
+# ---- nonsense ----------------------------------------------------------------------------------------------------------
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20),
+    st.sampled_from([ROOM, CHAT, CHAT + "/children/messages/ana/1", "ana", "rui", "id", "*", "anonymous", at(60), "0001-01-01T00:00:00+23:59"]),
+)  # fmt: skip
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=8,
+)
+EXAMPLES = [
+    (kind, example)
+    for kind, form in CATALOGUE.messages.items()
+    if kind != "request"
+    for example in form.document["examples"]
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(EXAMPLES), st.data(), st.sampled_from(["ana", "rui"])), min_size=1, max_size=6)
+)
+def test_no_body_breaks_the_gateway(asked: list[tuple[tuple[str, dict[str, Any]], Any, str]]) -> None:
+    world = with_room(observe=only("rui"))
+    world.request("ana", "create", {"resource": CHAT, "value": {"status": "open"}, "policy": "auto"})
+    for (kind, example), data, client in asked:
+        body = dict(example)
+        for key in data.draw(st.sets(st.sampled_from(sorted(body) or ["resource"]), max_size=2)):
+            body[key] = data.draw(values)
+        if "resource" in body and data.draw(st.booleans()):
+            body["resource"] = data.draw(st.sampled_from([ROOM, CHAT]))
+        version = world.obj("ana/room").version
+        inboxes = world.ask(client, kind, body)
+        for work in world.effects.work:
+            assert [step for step in work if step is not None]
+        codes = [message["code"] for message in inboxes.get(client, ()) if message["type"] == "response"]
+        assert all(code in range(200, 600) for code in codes)
+        if codes and codes[0] >= 400:
+            assert world.obj("ana/room").version == version
+            assert not world.effects.deltas
 
 
 # ---- vectors -----------------------------------------------------------------------------------------------------------
