@@ -95,7 +95,7 @@ async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
             if obj.schema is not None:
                 obj.schema = catalogue.find(obj.schema.url) or obj.schema
             was = obj.namespace
-            if was is None or space is None or was.observe != space.observe:
+            if was is None or space is None or was.observe != space.observe or was.public != space.public:
                 effects.opened.append(obj)
             engine.objects.settle(obj, space)
         engine.rewatch(now)

@@ -280,6 +280,25 @@ def test_a_schema_that_objects_have_cannot_go(tmp_path: Path) -> None:
         assert sensor.publish("report/sensor/lamp/hall/one", {"on": False})[0] == 0
 
 
+def test_public_objects_are_closed_and_opened_with_their_namespace(tmp_path: Path) -> None:
+    space = '[[namespace]]\nmatch = "ctxt://home.local/{client}/**"\nreport = ["*"]\npublic = true\n'
+    with inside(tmp_path, space) as gateway, clients(gateway.port, "sensor", "dash") as (sensor, dash):
+        url = "ctxt://home.local/sensor/x"
+        sensor.request("create", {"resource": url, "value": {"values": {}}, "public": True})
+        assert dash.subscribe("snapshot/ctxt/home.local/sensor/x", "delta/ctxt/home.local/sensor/x") == [1, 1]
+        dash.wait(lambda: dash.heard)
+        rewrite(gateway, lambda text: text.replace("public = true", "public = false"))
+        gateway.admin("reload")
+        assert dash.request("read", {"resource": url}, "closed")["code"] == 403
+        before = len(dash.heard)
+        sensor.report("sensor/x", reading(1))
+        time.sleep(0.4)
+        assert len(dash.heard) == before
+        rewrite(gateway, lambda text: text.replace("public = false", "public = true"))
+        gateway.admin("reload")
+        dash.wait(lambda: [topic for topic, *_ in dash.heard[before:] if topic.startswith("snapshot/")])
+
+
 def test_limits_and_staleness_hold_from_the_reload_on(tmp_path: Path) -> None:
     with inside(tmp_path, CLOSED) as gateway, clients(gateway.port, "sensor", "dash") as (sensor, dash):
         dash.subscribe("delta/#")
