@@ -877,6 +877,7 @@ class Engine:
             effects.lost.add(client)
             if granted is not None:
                 self._rehead(effects, granted)
+                self.sharing.dismissed(effects, granted, client)
         if self._leaving:
             for client in [name for name, deadline in self._leaving.items() if deadline <= now]:
                 lost = self._leaving.pop(client) - self.limits.offline_grace
@@ -1006,6 +1007,7 @@ class Engine:
         if not self.rights.revoke(obj, client):
             return False
         effects.lost.add(client)
+        self.sharing.dismissed(effects, obj, client)
         self._rehead(effects, obj)
         return True
 

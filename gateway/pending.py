@@ -148,6 +148,11 @@ class Pending:
         if len(self._ends) > 2 * len(self._by_id) + 1_000:
             self._ends = sorted((each.until, each.id) for each in self._by_id.values())
 
+    def renew(self, item: Item, until: float) -> None:
+        """It ends at another time (Unix seconds)."""
+        item.until = until
+        heappush(self._ends, (until, item.id))
+
     def get(self, item_id: str) -> Item | None:
         """One by its id."""
         return self._by_id.get(item_id)
@@ -178,10 +183,10 @@ class Pending:
     def expire(self, now: float) -> Iterable[Item]:
         """Those that have ended by now; they are still to be removed."""
         ends = self._ends
-        ended = []
+        ended: dict[str, Item] = {}
         while ends and ends[0][0] <= now:
             until, item_id = heappop(ends)
             item = self._by_id.get(item_id)
             if item is not None and item.until == until:
-                ended.append(item)
-        return ended
+                ended[item_id] = item
+        return ended.values()

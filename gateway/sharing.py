@@ -100,13 +100,11 @@ class Sharing:
             obj = engine.objects.get(topic)
             if obj is not None:
                 self._withdraw(effects, SUBSCRIPTION, client, obj.reporter, topic)
-                self._withdraw(effects, INVITATION, obj.reporter, client, topic)
                 engine.revoke(effects, obj, client)
             return Answer(200, {"url": url_of(topic), "observes": engine.rights.may_observe(client, topic)})
         found = self._own(client, body["resource"], "takes a grant back")
         if isinstance(found, Answer):
             return found
-        self._withdraw(effects, INVITATION, client, whom, found.topic)
         if not engine.revoke(effects, found, whom):
             return Answer(404, description=f"{found.url}: {whom!r} has no grant for it")
         observes = engine.rights.may_observe(whom, found.topic)
@@ -182,10 +180,13 @@ class Sharing:
         elif item.kind == DELEGATION:
             refused = engine.hand_over(effects, obj, item.receiver, now)
             answer = self._shown(obj)
-        else:
+        elif engine.rights.may_observe(item.receiver, obj.topic):
             refused = None
             self._drop(effects, item)
             answer = self._shown(obj)
+        else:
+            self._drop(effects, item)
+            return Answer(410, description=f"{obj.url}: what it invited to has been taken back")
         if refused is not None:
             return Answer(refused.code, description=f"{refused.url}: {refused.text}")
         return answer
@@ -197,6 +198,7 @@ class Sharing:
         item, obj = mine
         self._drop(effects, item)
         if item.kind == INVITATION:
+            # Its grant goes too; that it has ended before is as well.
             self._engine.revoke(effects, obj, item.receiver)
         elif item.receiver == asked.client:
             why = f": {body['description']}" if "description" in body else ""
@@ -270,6 +272,12 @@ class Sharing:
                 self._drop(effects, item)
                 self._tell(effects, item, self._shown(obj))
 
+    def dismissed(self, effects: Effects, obj: DataObject, client: str) -> None:
+        """A client's grant of an object has ended, and so has what invited it."""
+        for item in self.waiting.of(obj.topic):
+            if item.kind == INVITATION and item.receiver == client:
+                self._drop(effects, item)
+
     def handed_over(self, effects: Effects, obj: DataObject, former: str, now: float) -> None:
         """An object has another Reporter: what was for the former one is for the new one, and an offer is over."""
         for item in self.waiting.of(obj.topic):
@@ -332,6 +340,7 @@ class Sharing:
         item = self.waiting.find(kind, asked.client, receiver, obj.topic)
         if item is not None:
             item.asked = asked
+            self.waiting.renew(item, until)
             effects.pending[item] = True
             return self._waits(item)
         full = self.waiting.full(

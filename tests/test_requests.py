@@ -365,6 +365,17 @@ def test_who_is_invited_may_observe_and_is_told() -> None:
     assert not may(world, "rui")
 
 
+def test_an_invitation_ends_with_its_grant() -> None:
+    world = with_room()
+    item = world.ask("ana", "invite", {"resource": ROOM, "observers": ["rui"]})["rui"][0]
+    again = world.ask("ana", "invite", {"resource": ROOM, "observers": ["rui"], "expires": at(60)})
+    assert "rui" not in again
+    world.tick(61)
+    assert not may(world, "rui")
+    assert world.request("rui", "accept", {"request": item["id"]})["code"] == 410
+    assert world.request("rui", "resume", {})["body"]["pending"] == []
+
+
 def test_a_grant_is_given_back_or_taken_back() -> None:
     world = with_room()
     world.ask("ana", "invite", {"resource": ROOM, "observers": ["rui", "eva"]})

@@ -20,7 +20,6 @@ from gateway.objects import Objects, url_of
 from gateway.patch import merge
 from gateway.rights import Clients, Rights, namespace
 from gateway.store import Batch, Store
-from gateway.ulid import ulid
 from tests.world import CATALOGUE, EPOCH, EVERYONE, NOBODY, NOW
 
 CLIENTS = ("ana", "rui", "eva", "zoe", "leo")
@@ -74,8 +73,12 @@ class SharingMachine(RuleBasedStateMachine):
         self.things: dict[str, Thing] = {}
         self.wishes: dict[str, Wish] = {}
         self.copies: dict[str, Copy] = {}
-        self.number = 0
+        self.number = self.minted = 0
         self._open()
+
+    def mint(self, _now: float) -> str:
+        self.minted += 1
+        return f"{self.minted:026}"
 
     def teardown(self) -> None:
         self.store.close()
@@ -92,7 +95,7 @@ class SharingMachine(RuleBasedStateMachine):
         self.rights = Rights([space], (), objects)
         limits = Limits(requests_per_second=0, reports_per_second=0, creations_per_minute=0, pending_ttl=PENDING_TTL)
         self.engine = Engine(
-            CATALOGUE, self.rights, objects, limits, epoch=self.epoch, now=self.now, mint=ulid,
+            CATALOGUE, self.rights, objects, limits, epoch=self.epoch, now=self.now, mint=self.mint,
             floors=loaded.floors, next_row=loaded.next_row, pending=loaded.pending,
         )  # fmt: skip
 
@@ -271,8 +274,7 @@ class SharingMachine(RuleBasedStateMachine):
             if answer["code"] == 202:
                 assert policy == "ask"
                 item = answer["body"]["request"]
-                if item not in self.wishes:
-                    self.wish("subscription", client, thing.owner, topic, item, self.now + PENDING_TTL)
+                self.wish("subscription", client, thing.owner, topic, item, self.now + PENDING_TTL)
 
         answer = self.ask(client, "subscribe", {"resource": url_of(topic)}, after)
         if thing is None or thing.deleted:
@@ -292,6 +294,9 @@ class SharingMachine(RuleBasedStateMachine):
             for each in observers:
                 if each != client:
                     self.admit(each, topic, float(int(until)) if until else 0.0)
+            for wish in self.wishes.values():
+                if (wish.kind, wish.sender, wish.topic) == ("invitation", client, topic) and wish.receiver in observers:
+                    wish.until = min(int(until) if until else self.now + PENDING_TTL, self.now + PENDING_TTL)
 
         body: dict[str, Any] = {"resource": url_of(topic), "observers": observers}
         if seconds:
@@ -425,8 +430,10 @@ class SharingMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 60.0, 1_100.0, 90_000.0]))
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        for thing in self.things.values():
-            thing.grants = {name: until for name, until in thing.grants.items() if not 0 < until <= self.now}
+        for topic, thing in self.things.items():
+            for name in [name for name, until in thing.grants.items() if 0 < until <= self.now]:
+                del thing.grants[name]
+                self.end("invitation", topic, receiver=name)
         self.wishes = {item: wish for item, wish in self.wishes.items() if wish.until > self.now}
         effects = Effects()
         self.engine.tick(effects, self.now)
