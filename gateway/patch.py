@@ -462,3 +462,25 @@ def _diff_arrays(old: list[Any], new: list[Any], path: str, ops: list[dict[str, 
         ops.extend({"op": "add", "path": f"{path}/-", "value": value} for value in new[kept:])
     else:
         ops.extend({"op": "remove", "path": f"{path}/{index}"} for index in range(len(old) - 1, kept - 1, -1))
+
+
+def changed_paths(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """JSON pointers (RFC 6901) of the members in which two objects differ, as deep as objects go; an array counts as a whole.
+
+    In the order of `new`; what is only in `old` comes last at each level.
+    """
+    found: list[str] = []
+    _find_changed(old, new, "", found)
+    return found
+
+
+def _find_changed(old: dict[str, Any], new: dict[str, Any], place: str, found: list[str]) -> None:
+    for key, value in new.items():
+        held = old.get(key, _ABSENT)
+        if held is value:
+            continue
+        if type(held) is dict and type(value) is dict:
+            _find_changed(held, value, f"{place}/{_escape(key)}", found)
+        elif held is _ABSENT or not same(held, value):
+            found.append(f"{place}/{_escape(key)}")
+    found.extend(f"{place}/{_escape(key)}" for key in old if key not in new)

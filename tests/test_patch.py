@@ -11,7 +11,18 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.patch import MAX_DEPTH, MAX_PLACE, PatchError, apply_patch, depth, depth_exceeds, diff, merge, same
+from gateway.patch import (
+    MAX_DEPTH,
+    MAX_PLACE,
+    PatchError,
+    apply_patch,
+    changed_paths,
+    depth,
+    depth_exceeds,
+    diff,
+    merge,
+    same,
+)
 
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure."""
@@ -438,3 +449,25 @@ def test_depth_has_no_depth_limit_of_its_own() -> None:
     assert depth(deep) == 100_000
     assert depth_exceeds(deep, 99_999)
     assert not depth_exceeds(deep, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "paths"),
+    [
+        ({}, {}, []),
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": 1}, {"a": True}, ["/a"]),
+        ({"a": 1, "gone": {"x": 1}}, {"b": {"c": 2}, "a": 1}, ["/b", "/gone"]),
+        (
+            {"values": {"t": {"value": 1, "unit": "Cel"}}},
+            {"values": {"t": {"value": 2, "unit": "Cel"}}},
+            ["/values/t/value"],
+        ),
+        ({"l": [1, {"a": 1}]}, {"l": [1, {"a": 2}]}, ["/l"]),
+        ({"l": [1]}, {"l": [1]}, []),
+        ({"a/b": {"~": None}}, {"a/b": {"~": 0}}, ["/a~1b/~0"]),
+        ({"a": {"b": 1}}, {"a": [1]}, ["/a"]),
+    ],
+)
+def test_changed_paths_names_the_deepest_members_that_differ(old: Any, new: Any, paths: list[str]) -> None:
+    assert changed_paths(old, new) == paths

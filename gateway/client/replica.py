@@ -15,7 +15,7 @@ import orjson
 
 from gateway.address import AddressError, Pattern
 from gateway.objects import authority_of, parent_of, topic_of, url_of
-from gateway.patch import PatchError, apply_patch, merge, same
+from gateway.patch import PatchError, apply_patch, changed_paths, merge, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -76,24 +76,58 @@ class Copy:
         """(epoch, version)."""
         return self.epoch, self.version
 
+    @property
+    def parent(self) -> str | None:
+        """The URL of the object whose child this is; None for one that is nobody's."""
+        above = parent_of(self.topic)
+        return None if above is None else url_of(above)
+
+    @property
+    def collection(self) -> str | None:
+        """The collection of the parent that a child is in."""
+        above = parent_of(self.topic)
+        return None if above is None else self.topic[len(above) :].split("/", 3)[2]
+
+
+class _OfCopy:
+    """What every event about an object that is there can tell."""
+
+    __slots__ = ()
+    copy: Copy
+
+    @property
+    def url(self) -> str:
+        """The object's URL."""
+        return self.copy.url
+
+    @property
+    def parent(self) -> str | None:
+        """The URL of the parent where it is about a child, else None."""
+        return self.copy.parent
+
 
 @dataclass(frozen=True, slots=True)
-class Created:
+class Created(_OfCopy):
     """An object is there that was not: new, seen for the first time, or created again after its deletion."""
 
     copy: Copy
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(_OfCopy):
     """Data or what describes it (name, description, tags, resources) is another; `before` is the copy held until now."""
 
     copy: Copy
     before: Copy
 
+    @property
+    def paths(self) -> list[str]:
+        """JSON pointers of the members of data that are different, an array as a whole; empty where only its description is."""
+        return changed_paths(self.before.data, self.copy.data)
+
 
 @dataclass(frozen=True, slots=True)
-class StatusChanged:
+class StatusChanged(_OfCopy):
     """`live`, `stale` or `disconnected` instead of what `before` says."""
 
     copy: Copy
@@ -101,7 +135,7 @@ class StatusChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class ReporterChanged:
+class Delegated(_OfCopy):
     """The object has another writer."""
 
     copy: Copy
@@ -110,9 +144,19 @@ class ReporterChanged:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """An object has gone; `before` is the last copy."""
+    """An object has gone, or is not for this Observer any more; `before` is the last copy."""
 
     before: Copy
+
+    @property
+    def url(self) -> str:
+        """The object's URL."""
+        return self.before.url
+
+    @property
+    def parent(self) -> str | None:
+        """The URL of the parent where it is about a child, else None."""
+        return self.before.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +181,7 @@ class GatewayChanged:
     online: bool
 
 
-Event = Created | Changed | StatusChanged | ReporterChanged | Deleted | GapOpened | GapHealed | GatewayChanged
+Event = Created | Changed | StatusChanged | Delegated | Deleted | GapOpened | GapHealed | GatewayChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +408,7 @@ class Replica:
         if not same(copy.data, before.data) or _description(copy) != _description(before):
             events.append(Changed(copy, before))
         if copy.reporter != before.reporter:
-            events.append(ReporterChanged(copy, before))
+            events.append(Delegated(copy, before))
         if copy.status != before.status:
             events.append(StatusChanged(copy, before))
 

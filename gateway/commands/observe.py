@@ -17,11 +17,11 @@ from gateway.client.replica import (
     Changed,
     Copy,
     Created,
+    Delegated,
     Deleted,
     GapHealed,
     GatewayChanged,
     Replica,
-    ReporterChanged,
     StatusChanged,
 )
 from gateway.commands.changes import changed, described
@@ -175,7 +175,7 @@ class Follower:
                 return Change("changed", copy.url, copy, before, self.status(copy))
             case StatusChanged(copy, before):
                 return Change("status", copy.url, copy, before, self.status(copy))
-            case ReporterChanged(copy, before):
+            case Delegated(copy, before):
                 return Change("reporter", copy.url, copy, before, self.status(copy))
             case Deleted(before):
                 return Change("deleted", before.url, None, before, "deleted")

@@ -15,13 +15,13 @@ from gateway.client.replica import (
     Changed,
     Copy,
     Created,
+    Delegated,
     Deleted,
     Event,
     GapHealed,
     GapOpened,
     GatewayChanged,
     Replica,
-    ReporterChanged,
     StatusChanged,
 )
 from gateway.objects import topic_of, url_of
@@ -157,7 +157,7 @@ def test_status_and_reporter_and_meta_are_told_apart() -> None:
         StatusChanged(side.held(), second),
     ]
     third = side.held()
-    assert side.delta(4, reporter="bert") == [ReporterChanged(side.held(), third)]
+    assert side.delta(4, reporter="bert") == [Delegated(side.held(), third)]
     fourth = side.held()
     assert side.delta(5, meta={"name": "hall", "tags": ["x"]}) == [Changed(side.held(), fourth)]
     assert (side.held().name, side.held().tags, side.held().data) == ("hall", ("x",), {"a": 2})
@@ -617,7 +617,7 @@ def test_events_tell_the_same_story_as_the_copies(plan: list[tuple[str, Any]], d
             elif isinstance(event, Deleted):
                 assert told is not None
                 told = None
-            elif isinstance(event, Changed | StatusChanged | ReporterChanged):
+            elif isinstance(event, Changed | StatusChanged | Delegated):
                 assert told is not None
                 told = event.copy
         copy = replica.get(ROOM)
