@@ -484,3 +484,39 @@ def _find_changed(old: dict[str, Any], new: dict[str, Any], place: str, found: l
         elif held is _ABSENT or not same(held, value):
             found.append(f"{place}/{_escape(key)}")
     found.extend(f"{place}/{_escape(key)}" for key in old if key not in new)
+
+
+def merge_diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | None:
+    """The smallest merge patch (RFC 7396) that makes `old` the same as `new`; None where none can: it cannot set a null."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        held = old.get(key, _ABSENT)
+        if held is value:
+            continue
+        if type(held) is dict and type(value) is dict:
+            below = merge_diff(held, value)
+            if below is None:
+                return None
+            if below:
+                patch[key] = below
+        elif held is _ABSENT or not same(held, value):
+            if _has_null(value):
+                return None
+            patch[key] = value
+    return patch
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a merge patch with this value would lose a null; in arrays they stay."""
+    if type(value) is dict:
+        return any(map(_has_null, value.values()))
+    return value is None
+
+
+def compose(first: Any, second: Any) -> Any:
+    """One merge patch for two in a row. Where `first` put a scalar or an array in an object's place and `second` members into that,
+    members that were there before stay.
+    """
+    if type(first) is not dict or type(second) is not dict:
+        return second
+    return {**first, **{key: compose(first[key], value) if key in first else value for key, value in second.items()}}

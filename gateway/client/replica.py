@@ -276,6 +276,19 @@ class Replica:
         """SHA-256 (hex) over the sorted URLs held at and below a URL, as `discover` makes it."""
         return _digest(sorted(copy.url for copy in self if _is_below(copy.url, prefix)))
 
+    def children(self, topic: str) -> Iterable[str]:
+        """The topics of all children of an object that anything is known of."""
+        return tuple(self._children.get(topic, ()))
+
+    def topics(self) -> Iterable[str]:
+        """The topics of all objects that anything is known of."""
+        return self._entries.keys()
+
+    @property
+    def gateways(self) -> dict[str, bool]:
+        """The gateways that have announced themselves, and whether each is online."""
+        return {name: each.online for name, each in self._gateways.items()}
+
     # ---- what arrives --------------------------------------------------------------------------------------------------
 
     def feed(self, topic: str, payload: bytes, now: float) -> list[Event]:
@@ -321,6 +334,17 @@ class Replica:
         if entry is not None:
             self._forget(topic, entry, events)
         return events
+
+    def unlisted(self, topic: str, asked: float) -> list[Event]:
+        """A complete answer that was asked for at `asked` (seconds) does not have this object: gone, unless heard of since."""
+        entry = self._entries.get(topic)
+        return [] if entry is None or entry.heard > asked else self.gone(topic)
+
+    def drop(self, topic: str) -> None:
+        """Hold nothing of an object any more, since nobody looks at it."""
+        entry = self._entries.get(topic)
+        if entry is not None:
+            self._forget(topic, entry, [])
 
     def _changed(self, topic: str, delta: dict[str, Any], now: float) -> list[Event]:
         """Take in a delta."""
