@@ -52,6 +52,7 @@ PURE = {
     },
     "gateway.explain": {"objects", "rights", "topics"},
     "gateway.client.replica": {"address", "messages", "objects", "patch", "errors", "topics"},
+    "gateway.client.quantities": {"errors", "messages"},
 }
 """A pure room, and the rooms it may know (types count)."""
 
