@@ -19,6 +19,7 @@ from gateway.client.core import FIRST_PAUSE, LONGEST_PAUSE, STABLE, Core, Verdic
 from gateway.client.errors import ClientError, NotConnectedError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
+from gateway.client.reading import read_fast
 from gateway.client.sentences import lost_connection, refused_connection
 from gateway.ulid import ulid
 
@@ -108,10 +109,11 @@ class Mqtt(aiomqtt.Client):
 
     def lose(self) -> None:
         """Break the connection as a dead battery does: no DISCONNECT."""
-        sock = self._client.socket()
-        if isinstance(sock, socket.socket):
+        sock: Any = self._client.socket()
+        shutdown = getattr(sock, "shutdown", None)
+        if shutdown is not None:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                shutdown(socket.SHUT_RDWR)
 
     async def gone(self) -> None:
         """Wait until the connection has ended."""
@@ -150,6 +152,7 @@ def mqtt(
 ) -> Mqtt:
     """A connection for `async with`: nothing is connected yet. Must be called in the event loop."""
     old = protocol == "3.1.1"
+    web = target.scheme in ("ws", "wss")
     return Mqtt(
         target.host,
         target.port,
@@ -159,8 +162,8 @@ def mqtt(
         protocol=_PROTOCOLS[protocol],
         clean_session=True if old else None,
         clean_start=3 if old else True,
-        transport="websockets" if target.scheme in ("ws", "wss") else "tcp",
-        websocket_path=target.path if target.scheme in ("ws", "wss") else None,
+        transport="websockets" if web else "tcp",
+        websocket_path=target.path if web else None,
         tls_context=(tls or ssl.create_default_context()) if target.encrypted else None,
         will=will,
         keepalive=keepalive,
@@ -302,6 +305,7 @@ class Connection:
             client_id=self._client_id,
         )
         client.core = self.core
+        read_fast(client._client, self.core.received, old=self._protocol == "3.1.1")
         self._mqtt = client
         try:
             await client.__aenter__()

@@ -217,7 +217,7 @@ def _checked(
     unit: object,
     *,
     time: object = None,
-    type: object = None,  # noqa: A002 - the schema's name for it
+    type: object = None,
     start: object = None,
     end: object = None,
     expires: object = None,
@@ -256,7 +256,7 @@ def quantity(
     unit: str | None = None,
     *,
     time: Time | None = None,
-    type: str | None = None,  # noqa: A002 - the schema's name for it
+    type: str | None = None,
     start: Time | None = None,
     end: Time | None = None,
     expires: Time | None = None,
@@ -280,7 +280,7 @@ def quantity(
 def quantities(
     *parts: dict[str, Any],
     unit: str | None = None,
-    id: str | None = None,  # noqa: A002 - the schema's name for it
+    id: str | None = None,
 ) -> dict[str, Any]:
     """Context data with the readings of all `parts`, themselves Context data; times are written anew.
 

@@ -22,6 +22,7 @@ from gateway.client.core import FIRST_PAUSE, LOG, LONGEST_PAUSE, STABLE, Core, V
 from gateway.client.errors import ClientError, NotConnectedError, UsageError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
+from gateway.client.reading import read_fast
 from gateway.client.sentences import lost_connection, refused_connection
 from gateway.ulid import ulid
 
@@ -135,10 +136,10 @@ class Connection:
 
     def lose(self) -> None:
         """Break the connection."""
-        sock = self._socket
-        if isinstance(sock, socket.socket):
+        shutdown = getattr(self._socket, "shutdown", None)
+        if shutdown is not None:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                shutdown(socket.SHUT_RDWR)
 
     def _open(self) -> paho.Client:
         if self._mqtt is None:
@@ -189,6 +190,7 @@ class Connection:
             reconnect_on_failure=False,
         )
         client.connect_timeout = self._timeout
+        read_fast(client, self.core.received, old=self._old)
         if target.name is not None:
             client.username_pw_set(target.name, target.password)
         if target.encrypted:

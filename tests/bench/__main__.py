@@ -1,4 +1,4 @@
-"""`python -m tests.bench embedded|objects|rights|decisions|plain|broker|away|endure`: how fast the gateway is, beside a bare mosquitto in the same run.
+"""`python -m tests.bench embedded|objects|rights|decisions|plain|broker|away|endure|observer`: how fast the gateway is, beside a bare mosquitto in the same run.
 
 Results go to standard output, progress to standard error.
 """
@@ -33,6 +33,7 @@ from tests.bench.measure import (
     surroundings,
     typical,
 )
+from tests.bench.observer import observer
 from tests.bench.plain import plain
 from tests.bench.rights import rights
 from tests.bench.steps import steps
@@ -237,6 +238,7 @@ def main() -> int:
         "broker": broker,
         "away": away,
         "endure": endure,
+        "observer": observer,
     }
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__)
@@ -265,6 +267,10 @@ def main() -> int:
     commands.choices["rights"].add_argument("--grants", type=int, default=1_000, help="of them granted to the observer")
     commands.choices["decisions"].add_argument("--objects", type=int, default=1_000)
     commands.choices["decisions"].add_argument("--connections", type=int, default=16, help="of the broker's pool")
+    command = commands.choices["observer"]
+    command.add_argument("--deltas", type=int, default=40_000, help="in one round")
+    command.add_argument("--objects", type=int, default=200, help="of the subtree")
+    command.add_argument("--copies", type=int, default=10_000, help="whose memory is measured")
     command = commands.choices["plain"]
     command.add_argument("--observers", type=int, default=500, help="of one publisher")
     command.add_argument("--pairs", type=int, default=250, help="publishers, each with an observer of its own")
