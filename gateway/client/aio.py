@@ -19,7 +19,7 @@ from gateway.client.core import FIRST_PAUSE, LONGEST_PAUSE, STABLE, Core, Verdic
 from gateway.client.errors import ClientError, NotConnectedError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
-from gateway.client.reading import read_fast
+from gateway.client.reading import close_failed_handshakes, read_fast, send_at_once
 from gateway.client.sentences import lost_connection, refused_connection
 from gateway.ulid import ulid
 
@@ -58,13 +58,17 @@ class Mqtt(aiomqtt.Client):
             self.lose()
             raise
 
+    def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        send_at_once(sock)
+        super()._on_socket_open(client, userdata, sock)
+
     def _on_connect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:
         first = not self._connected.done()
         super()._on_connect(client, userdata, flags, reason_code, properties)
         if first and self.core is not None and reason_code.value == 0:
-            self.core.opened()
+            self.core.opened(getattr(properties, "MaximumPacketSize", None))
 
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
@@ -305,6 +309,8 @@ class Connection:
             client_id=self._client_id,
         )
         client.core = self.core
+        client._client.connect_timeout = self._timeout
+        close_failed_handshakes(client._client)
         read_fast(client._client, self.core.received, old=self._protocol == "3.1.1")
         self._mqtt = client
         try:

@@ -13,12 +13,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import orjson
-
 from gateway.client import inbox
 from gateway.client.errors import ClientError, NoAnswerError, NotConnectedError, RefusedError, UsageError
 from gateway.client.following import Following
 from gateway.client.inbox import Action, Connected, Delegation, Disconnected, Invitation, Revoked, SubscriptionRequest
+from gateway.client.payload import encode
 from gateway.client.promise import CancelledError, Driven, Promise, Turn, drive
 from gateway.ulid import ulid
 
@@ -38,6 +37,15 @@ SAFE = frozenset({"read", "discover", "resume", "compare"})
 
 REMEMBERED = 1_000
 """Pending items that are known by their ids."""
+
+LARGEST = 1024 * 1024
+"""Bytes of a packet that a broker is trusted to take when it does not say (MQTT 3.1.1 has no word for it)."""
+
+LARGEST_OF_ALL = 268_435_455
+"""Bytes of a packet, by MQTT 5 section 1.5.5."""
+
+ROOM = 1024
+"""Bytes of a PUBLISH beside topic and payload, at most."""
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -151,12 +159,15 @@ class Core:
         """What waits to be decided, by id."""
         self.reporting: dict[str, Reporting] = {}
         """The objects reported here whose latest state waits for the connection, by URL."""
+        self.largest = LARGEST
+        """Bytes of a packet that the broker takes, as its CONNACK says."""
         self.dropped = 0
         """Reports that were given up: no room for them, or refused when they were sent at last."""
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._again = False
         self._listens = False
         self._own_replies = replies
+        self._unsaid = LARGEST_OF_ALL if replies else LARGEST
         self._ready: Promise[None] = Promise()
         self._acknowledged: dict[int, Promise[Verdict]] = {}
         self._subscribed: dict[int, Promise[Sequence[int]]] = {}
@@ -170,8 +181,9 @@ class Core:
 
     # ---- the edge's side -----------------------------------------------------------------------------------------------
 
-    def opened(self) -> None:
-        """CONNACK has said yes."""
+    def opened(self, largest: int | None) -> None:
+        """CONNACK has said yes; `largest` is its maximum packet size, None where there is no limit or no word for it."""
+        self.largest = largest or self._unsaid
         self.spawn(self._begin())
 
     def lost(self, error: ClientError, retry_in: float) -> None:
@@ -348,6 +360,7 @@ class Core:
 
     async def _send(self, topic: str, payload: bytes, **rest: Any) -> Verdict:
         """Publish at QoS 1 and wait for the PUBACK. Raises NotConnectedError, NoAnswerError."""
+        self._fits(topic, payload)
         promise: Promise[Verdict] = Promise()
         packet = self.wire.publish(self.target.topic(topic), payload, **rest)
         self._acknowledged[packet] = promise
@@ -356,6 +369,13 @@ class Core:
         finally:
             if self._acknowledged.get(packet) is promise:
                 del self._acknowledged[packet]
+
+    def _fits(self, topic: str, payload: bytes) -> None:
+        """What the broker would close the connection for is refused here [MQTT-3.2.2-24]."""
+        if len(payload) + 4 * len(topic) + ROOM > self.largest:
+            raise RefusedError(
+                413, f"{len(payload):,} bytes are more than {self.target.where} takes in a packet ({self.largest:,})"
+            )
 
     def _silent(self) -> str:
         return (
@@ -421,7 +441,8 @@ class Core:
         self, kind: str, body: dict[str, Any], seconds: float, limit: float, decision: float | None
     ) -> tuple[int, Any]:
         number = self.number()
-        text = orjson.dumps({"id": number, "type": kind, "body": body})
+        text = encode({"id": number, "type": kind, "body": body})
+        self._fits(self._inbox, text)
         first: Promise[dict[str, Any]] = Promise()
         self._asked[number] = first
         try:

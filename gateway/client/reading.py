@@ -1,4 +1,6 @@
-"""The way from a socket to a message, past paho-mqtt's: three system calls and a property table for each message are its wall.
+"""What paho-mqtt is helped with: sockets that it leaves behind, and the way from a socket to a message.
+
+Three system calls and a property table for each message are its wall there.
 
 paho-mqtt keeps connection, keep-alive and everything that is sent; what is read goes through the gateway's own decoder, many packets
 a call. Messages go straight to whoever wants them, their acknowledgements out in one piece; any other packet goes to paho-mqtt.
@@ -6,8 +8,10 @@ a call. Messages go straight to whoever wants them, their acknowledgements out i
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import MQTTErrorCode
@@ -22,6 +26,34 @@ if TYPE_CHECKING:
 PIECE = 64 * 1024
 LARGEST = 268_435_455
 """Bytes of a packet, by MQTT 5 section 1.5.5; what the broker may send is for its own limits."""
+
+
+def close_failed_handshakes(client: Any) -> None:
+    """Let a paho-mqtt client that is not connected yet close the socket whose TLS handshake fails; it only forgets it."""
+    wrap = getattr(client, "_ssl_wrap_socket", None)
+    if wrap is None:
+        return
+
+    def shake_hands(plain: socket.socket) -> ssl.SSLSocket:
+        context: ssl.SSLContext = client._ssl_context
+        secure = context.wrap_socket(plain, server_hostname=client.host, do_handshake_on_connect=False)
+        try:
+            secure.settimeout(client.connect_timeout)
+            secure.do_handshake()
+        except BaseException:
+            secure.close()
+            raise
+        return secure
+
+    client._ssl_wrap_socket = shake_hands
+
+
+def send_at_once(sock: Any) -> None:
+    """No waiting for the answer to one small packet before the next one is sent: 40 ms each, where both sides wait (RFC 896)."""
+    beneath = getattr(sock, "_socket", sock)
+    with suppress(OSError):
+        beneath.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
 
 _NEEDED = ("_packet_read", "_packet_handle", "_packet_queue", "_sock_recv", "_in_packet", "_last_bytes_received")
 

@@ -9,6 +9,7 @@ import orjson
 
 from gateway.client.errors import ClientError, NotConnectedError, RefusedError
 from gateway.client.inbox import Rejection
+from gateway.client.payload import encode
 from gateway.client.promise import Turn
 from gateway.messages import instant, rfc3339
 from gateway.patch import apply_patch, changed_paths, compose, diff, merge, merge_diff, same
@@ -64,7 +65,8 @@ class Reporting:
         True: the gateway (or a broker outside) has it; False: it waits for the connection. `confirm` asks for the gateway's own
         word, and nothing waits then. Raises RefusedError, NoAnswerError, PatchError (nothing is sent then), with `confirm` NotConnectedError.
         """
-        payload = orjson.dumps(change)
+        payload = encode(change)
+        change = orjson.loads(payload)
         core = self.core
         if confirm:
             form = "merge" if isinstance(change, dict) else "patch"

@@ -22,7 +22,7 @@ from gateway.client.core import FIRST_PAUSE, LOG, LONGEST_PAUSE, STABLE, Core, V
 from gateway.client.errors import ClientError, NotConnectedError, UsageError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
-from gateway.client.reading import read_fast
+from gateway.client.reading import close_failed_handshakes, read_fast, send_at_once
 from gateway.client.sentences import lost_connection, refused_connection
 from gateway.ulid import ulid
 
@@ -190,6 +190,7 @@ class Connection:
             reconnect_on_failure=False,
         )
         client.connect_timeout = self._timeout
+        close_failed_handshakes(client)
         read_fast(client, self.core.received, old=self._old)
         if target.name is not None:
             client.username_pw_set(target.name, target.password)
@@ -199,6 +200,7 @@ class Connection:
             client.ws_set_options(path=target.path)
         if self.core.presence:
             client.will_set(target.topic(f"presence/{target.name}"), b"offline", 1, retain=True)
+        client.on_socket_open = lambda _client, _userdata, sock: send_at_once(sock)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -274,7 +276,7 @@ class Connection:
 
     # ---- paho's callbacks, all on the core's thread once it is dialled ----------------------------------------------------
 
-    def _on_connect(self, client: paho.Client, _userdata: Any, _flags: Any, code: Any, _properties: Any) -> None:
+    def _on_connect(self, client: paho.Client, _userdata: Any, _flags: Any, code: Any, properties: Any) -> None:
         if self._admitted or client is not self._mqtt:
             return
         if code.value != 0:
@@ -285,7 +287,7 @@ class Connection:
             return
         self._admitted = True
         first, self._first = self._first, None
-        self.core.opened()
+        self.core.opened(getattr(properties, "MaximumPacketSize", None))
         if first is not None:
             first.keep()
 
