@@ -126,6 +126,9 @@ class Mqtt(aiomqtt.Client):
 
     def send(self, topic: str, payload: bytes, retain: bool, properties: Any) -> int:
         """Publish at QoS 1 without waiting. Raises NotConnectedError."""
+        if not self._client.is_connected():
+            # paho-mqtt would keep it for a connection that never comes.
+            raise NotConnectedError("the connection is lost")
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != 0:
             raise NotConnectedError("the connection is lost")

@@ -47,6 +47,9 @@ LARGEST_OF_ALL = 268_435_455
 ROOM = 1024
 """Bytes of a PUBLISH beside topic and payload, at most."""
 
+AGAIN = 0.1
+"""Seconds after which a request is asked again whose connection was lost."""
+
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 """Seconds between two tries to connect; each is twice as long as the one before, and jittered."""
@@ -436,6 +439,8 @@ class Core:
             except NotConnectedError:
                 if kind not in SAFE or self.closed or self.wire.time() >= end:
                     raise
+                # The edge may not have noticed yet.
+                await self.sleep(AGAIN)
 
     async def _ask(
         self, kind: str, body: dict[str, Any], seconds: float, limit: float, decision: float | None

@@ -117,7 +117,11 @@ class Connection:
     ) -> int:
         """Send at QoS 1."""
         properties = None if self._old else properties_of(response_topic, correlation, number)
-        info = self._open().publish(topic, payload, 1, retain, properties)
+        client = self._open()
+        if not client.is_connected():
+            # paho-mqtt would keep it for a connection that never comes.
+            raise NotConnectedError(f"the connection to {self._target.where} was lost")
+        info = client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             raise NotConnectedError(f"the connection to {self._target.where} was lost")
         return info.mid
