@@ -1130,12 +1130,12 @@ export class Observer {
   }
 
   /** Add a child to the one object: its snapshot. */
-  addChild(collection, data) {
+  async addChild(collection, data) {
     return this.#link.request("create", { parent: this.#one(), collection, value: data });
   }
 
   /** Ask the Reporter of the one object to act: what it answers. `timeout` (milliseconds) is what the Reporter has for it. */
-  execute(method, params, { timeout = this.#link.timeout, idempotent } = {}) {
+  async execute(method, params, { timeout = this.#link.timeout, idempotent } = {}) {
     const body = { resource: this.#one(), method, params, idempotent, timeout: Math.min(timeout / 1000, 300) };
     // The gateway itself answers when the time is over: it is given the time to say so.
     return this.#link.request("execute", body, { timeout: timeout + this.#link.timeout });
@@ -1545,6 +1545,8 @@ export class Client {
     for (let page; page === undefined || page.next !== undefined; ) {
       if (page !== undefined) body.after = page.next;
       page = await this.#ask("read", body, deadline);
+      const refused = page.refused?.find(({ url }) => url === scope.single);
+      if (refused) throw new CtxtError(refused.code, `${refused.url}: ${refused.description}`);
       for (const snapshot of page.snapshots) {
         answered.add(snapshot.url);
         this.#tell(this.#replica.take(snapshot, seconds()));

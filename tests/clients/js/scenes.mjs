@@ -165,7 +165,8 @@ async function actions(env) {
     const unknown = await refused(lamp.execute("jump", undefined, { idempotent: true }));
     same([unknown.code, unknown.description], [404, "no jump"], "the Reporter's refusal");
     same((await refused(lamp.execute("ignore", {}, { timeout: 300 }))).code, 504, "no answer");
-    same((await refused((await dash.observe("ctxt://home.local/sensor/")).execute("dim").catch((e) => Promise.reject(e)))).code, 400, "of which?");
+    const several = await dash.observe("ctxt://home.local/sensor/");
+    same((await refused(several.execute("dim"))).code, 400, "of which one?");
   });
 }
 
@@ -208,10 +209,10 @@ async function connections({ url, nobody, password }) {
   same(path.code, 503, path.message);
   const client = await connect(url, { username: "dash", password });
   same([client.connected, client.name], [true, "dash"], "connected");
-  const observer = client.observe("**");
+  const meanwhile = refused(client.observe("**"));
   await client.close();
   await client.close();
-  same((await refused(observer)).code, 503, "closed meanwhile");
+  same((await meanwhile).code, 503, "closed meanwhile");
   same((await refused(client.report("ctxt://home.local/dash/x", {}))).code, 503, "closed before");
 }
 
@@ -262,15 +263,15 @@ async function flood(env) {
 }
 
 async function unnamed(env) {
-  const url = "ctxt://public.local/sensor/open";
+  const url = "ctxt://open.local/sensor/one";
   await clients(env, ["sensor"], async (sensor) => {
-    await sensor.request("create", { resource: url, value: reading(5), public: true });
-    await sensor.report("ctxt://public.local/sensor/shut", reading(6));
+    const shut = "ctxt://home.local/sensor/shut";
+    await sensor.report(url, reading(5));
+    await sensor.report(shut, reading(6));
     await clients({ ...env, url: env.open }, [undefined], async (anybody) => {
       const [open, all] = [await anybody.observe(url), await anybody.observe("**")];
-      same([open.data, all.size], [reading(5), 1], "what is public");
-      const shut = await refused(anybody.observe("ctxt://public.local/sensor/shut"));
-      same([403, 404].includes(shut.code), true, "what is not");
+      same([open.data, all.size], [reading(5), 1], "what is open to anybody");
+      same([403, 404].includes((await refused(anybody.observe(shut))).code), true, "what is not");
       same((await refused(anybody.request("discover"))).code, 403, "no name, no request");
       await sensor.report(url, reading(7));
       await open.waitFor(({ data }) => data.values.temperature.value === 7);
