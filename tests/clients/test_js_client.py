@@ -89,7 +89,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def play(node: str, project: Path, house: House, scene: str) -> None:
     """One scene in a process of Node.js, which has to end by itself."""
-    command = [node, "--no-warnings", "run.mjs", scene, json.dumps(house.env)]
+    command = [node, "--no-warnings", "run.mjs", scene, json.dumps({**house.env, "place": "node"})]
     with subprocess.Popen(
         command, cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -153,7 +153,7 @@ class Pages(ThreadingHTTPServer):
     def __init__(self, project: Path, house: House, names: list[str]) -> None:
         super().__init__((HOST, 0), partial(_Handler, directory=str(project)))
         self.house = house
-        self.task = json.dumps({"names": names, "env": house.env}).encode()
+        self.task = json.dumps({"names": names, "env": {**house.env, "place": "browser"}}).encode()
         self.result: dict[str, str] = {}
         self.done = threading.Event()
 
