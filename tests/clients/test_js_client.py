@@ -112,7 +112,7 @@ def play(node: str, project: Path, house: House, scene: str) -> None:
     assert (code, said[-1:]) == (0, ["passed"])
 
 
-@pytest.mark.parametrize("scene", [*SCENES, "flood", "reconnect"])
+@pytest.mark.parametrize("scene", [*SCENES, "heal", "flood", "reconnect"])
 def test_a_scene_in_node(node: str, project: Path, house: House, scene: str) -> None:
     play(node, project, house, scene)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from gateway.client.replica import Replica
 from gateway.objects import url_of
 from gateway.patch import apply_patch, merge, same
 from tests.client.test_vectors import SCENES, shown, told
+from tests.clients.conftest import CLIENT, PACKAGES
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 GROUPS = [*sorted({scene["group"] for scene in SCENES}), "merge", "merge_unchanged", "patch", "addresses"]
@@ -212,3 +214,32 @@ def test_both_replicas_tell_and_hold_the_same_in_any_disorder(node: str, project
         kinds.update(event["type"] for events in ours["events"] for event in events)
     # A world in which nothing of the kind happens would prove nothing.
     assert min(kinds[kind] for kind in ("created", "changed", "status", "delegated", "deleted", "gap", "healed")) > 50
+
+
+# ---- types -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_types_say_what_there_is(node: str, project: Path) -> None:
+    checked = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022")
+    compiler = str(PACKAGES / "typescript" / "bin" / "tsc")
+    done = subprocess.run(
+        [node, compiler, *checked, "types.ts"], cwd=project, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_types_name_all_that_is_exported_and_nothing_else(node: str, project: Path) -> None:
+    listed = """
+        import * as all from "ctxt-client";
+        const members = (made) => made.prototype
+            ? Object.getOwnPropertyNames(made.prototype).filter((name) => name !== "constructor") : [];
+        console.log(JSON.stringify(Object.fromEntries(Object.keys(all).map((name) => [name, members(all[name])]))));
+    """
+    there: dict[str, list[str]] = json.loads(run(node, project, "--input-type=module", "--eval", listed))
+    text = (CLIENT / "client.d.ts").read_text()
+    declared = re.findall(r"^export (?:function|class|const) (\w+)", text, re.MULTILINE)
+    assert sorted(there) == sorted(declared)
+    for name, members in there.items():
+        body = re.search(rf"^export class {name}\b.*?^}}$", text, re.MULTILINE | re.DOTALL)
+        said = set(re.findall(r"^  (?:readonly )?(\w+)", body[0], re.MULTILINE)) if body else set()
+        assert set(members) <= said, name

@@ -216,12 +216,46 @@ async function connections({ url, nobody, password }) {
   same((await refused(client.report("ctxt://home.local/dash/x", {}))).code, 503, "closed before");
 }
 
+/** Lose all that a connection brings for the replica and that `lost` names; what is read is not lost. */
+function lose({ replica }, lost) {
+  const { feed } = replica;
+  replica.feed = (topic, ...rest) => (lost(topic) ? [] : feed.call(replica, topic, ...rest));
+}
+
+async function heal(env) {
+  const url = `ctxt://home.local/sensor/${env.place}/heal`;
+  Math.random = () => 0; // no jitter
+  await clients(env, ["sensor", "dash"], async (sensor, dash) => {
+    await sensor.report(url, reading(1));
+    const observer = await dash.observe(url);
+    const told = [];
+    observer.on("*", ({ type, copy }) => told.push([type, copy?.version ?? null]));
+    let deltas = 0;
+    lose(dash, (topic) => topic.startsWith("snapshot/") || (topic.startsWith("delta/") && deltas++ === 0));
+    await sensor.report(url, reading(2));
+    await sensor.report(url, reading(3));
+    await observer.waitFor(() => dash.replica.gaps.length);
+    same([observer.version, observer.data], [1, reading(1)], "in a gap the copy stays as it was");
+    const began = performance.now();
+    await observer.waitFor(() => !dash.replica.gaps.length);
+    const took = performance.now() - began;
+    same([took > 5_500, took < 8_000], [true, true], `${took} ms until it was read`);
+    same([observer.version, observer.data], [3, reading(3)], "healed");
+    same(told, [["gap", null], ["changed", 3], ["healed", null]], "events");
+  });
+}
+
 async function reconnect(env) {
   const base = `ctxt://home.local/sensor/${env.place}/again/`;
   await clients(env, ["sensor", "dash"], async (sensor, dash) => {
     for (let i = 0; i < 20; i++) await sensor.report(base + i, reading(i));
     const [one, tree] = [await dash.observe(base + 3), await dash.observe(base)];
     const { epoch } = one;
+    // What goes while nobody listens has gone, though no message ever says so.
+    const [missed, other] = [base + 19, await dash.observe(base + 19)];
+    lose(dash, (topic) => topic.endsWith("/again/19"));
+    await sensor.request("delete", { resource: missed });
+    same([tree.size, tree.get(missed) === other.copy], [20, true], "before");
     const told = [];
     for (const type of ["disconnect", "connect", "complete"]) dash.on(type, () => told.push(type));
     const complete = new Promise((resolve) => dash.on("complete", resolve));
@@ -235,7 +269,8 @@ async function reconnect(env) {
     await waiting;
     await complete;
     await one.waitFor(({ data }) => data.values.temperature.value === 33);
-    same([one.epoch > epoch, one.status, tree.size], [true, "live", 20], "as before");
+    same([one.epoch > epoch, one.status, tree.size], [true, "live", 19], "as before");
+    same([tree.get(missed), other.copy], [null, null], "what has gone");
     for (const { url, version, epoch: now, data } of tree) {
       const held = await dash.request("read", { resource: url });
       same([version, now, data], [held.version, held.epoch, held.data], url);
@@ -279,4 +314,4 @@ async function unnamed(env) {
   });
 }
 
-export const scenes = { one, many, children, actions, reports, connections, reconnect, flood, unnamed };
+export const scenes = { one, many, children, actions, reports, connections, heal, reconnect, flood, unnamed };
