@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.running import need
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGES = FOLDER / "node_modules"
+SCRIPTS = FOLDER / "js"
+CLIENT = FOLDER.parents[1] / "gateway" / "client" / "js"
 APT = "nodejs npm"
 
 
@@ -34,3 +37,15 @@ def node() -> str:
         assert done.returncode == 0, done.stdout
         stamp.write_text(listed)
     return program
+
+
+@pytest.fixture(scope="session")
+def project(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with this folder's scripts, where `import "ctxt-client"` finds our client as if it had been installed."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "node_modules").symlink_to(PACKAGES)
+    app = folder / "app"
+    shutil.copytree(SCRIPTS, app)
+    installed = app / "node_modules" / "ctxt-client"
+    shutil.copytree(CLIENT, installed)
+    return app
