@@ -50,6 +50,10 @@ class Mqtt(aiomqtt.Client):
     verdict = Verdict()
     """What the last PUBACK said."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ended = asyncio.Event()
+
     async def __aenter__(self) -> Self:
         """Connect. Who is cancelled meanwhile leaves no socket behind, as aiomqtt would."""
         try:
@@ -78,6 +82,10 @@ class Mqtt(aiomqtt.Client):
             self._connected.set_exception(aiomqtt.MqttError("the connection was closed before it was answered"))
         elif not self._connected.cancelled():
             super()._on_disconnect(client, userdata, flags, reason_code, properties)
+            if self._disconnected.done() and not self._disconnected.cancelled():
+                # Whoever waits is told by `gone`; nobody else has to look at it.
+                self._disconnected.exception()
+        self._ended.set()
 
     def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
         verdict = Verdict.of(reason_code.value, str(getattr(properties, "ReasonString", "") or ""))
@@ -120,9 +128,17 @@ class Mqtt(aiomqtt.Client):
                 shutdown(socket.SHUT_RDWR)
 
     async def gone(self) -> None:
-        """Wait until the connection has ended."""
-        await asyncio.wait([self._disconnected])
-        self._disconnected.exception()
+        """Wait until the connection has ended.
+
+        aiomqtt forgets the end that comes in the moment between CONNACK and `__aenter__`, and what reading raised is no end to paho-mqtt.
+        """
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait((ended, self._disconnected), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            self._disconnected.exception()
 
     def send(self, topic: str, payload: bytes, retain: bool, properties: Any) -> int:
         """Publish at QoS 1 without waiting. Raises NotConnectedError."""

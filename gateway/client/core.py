@@ -50,6 +50,9 @@ ROOM = 1024
 AGAIN = 0.1
 """Seconds after which a request is asked again whose connection was lost."""
 
+WINDOW = 20
+"""Objects whose latest states are sent at the same time."""
+
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 """Seconds between two tries to connect; each is twice as long as the one before, and jittered."""
@@ -404,8 +407,10 @@ class Core:
         try:
             if self.outbox is not None:
                 await self.outbox.flush(self)
-            for reporting in list(self.reporting.values()):
-                await reporting.flush()
+            waiting = list(self.reporting.values())
+            for start in range(0, len(waiting), WINDOW):
+                for driven in [self.begin(each.flush()) for each in waiting[start : start + WINDOW]]:
+                    await driven
         finally:
             self._flush_turn.give()
 

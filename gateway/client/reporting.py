@@ -15,7 +15,12 @@ from gateway.messages import instant, rfc3339
 from gateway.patch import apply_patch, changed_paths, compose, diff, merge, merge_diff, same
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.client.core import Core
+
+UNSURE = 100
+"""States on their way that are remembered."""
 
 AGAIN = 30.0
 """Seconds until a latest state that the gateway could not take for now is sent again."""
@@ -37,6 +42,8 @@ class Reporting:
         self._said: dict[str, Any] = {}
         self._held_at = 0.0
         self._under_way = 0
+        self._unsure: list[dict[str, Any]] = []
+        """States that were on their way when a connection was lost: whatever of them has arrived is this Reporter's own."""
         self._turn = Turn()
         if snapshot is not None:
             self.take(snapshot)
@@ -84,7 +91,7 @@ class Reporting:
         if not core.connected or self.held:
             self._hold(before, at)
             return False
-        number = core.number()
+        number, said = core.number(), self.data
         self._under_way += 1
         try:
             await core.report(self.topic, payload, number)
@@ -92,6 +99,7 @@ class Reporting:
             if core.outbox is not None:
                 core.outbox.put(number, self.topic, self._stamped(change, at))
             else:
+                self._unsure = [*self._unsure[-UNSURE:], said]
                 self._hold(before, at)
             return False
         except RefusedError:
@@ -187,26 +195,20 @@ class Reporting:
 
     async def flush(self) -> None:
         """Send the latest state, unless something newer is there. Raises NotConnectedError; a refusal is told as a Rejection."""
-        while self.held:
-            data = self.data
-            try:
-                done = await self._send_latest()
-            except NotConnectedError:
-                raise
-            except RefusedError as error:
-                if error.code in (429, 504, 507):
-                    self._later()
-                    return
-                self.core.dropped += 1
-                self._give_up(RefusedError(error.code, error.description, resource=self.url, place=error.place))
-                return
-            except ClientError:
+        if not self.held:
+            return
+        try:
+            await self._send_latest()
+        except NotConnectedError:
+            raise
+        except RefusedError as error:
+            if error.code in (429, 504, 507):
                 self._later()
                 return
-            if done and self.data is data:
-                self.held = False
-                self._said = {}
-                self.core.reporting.pop(self.url, None)
+            self.core.dropped += 1
+            self._give_up(RefusedError(error.code, error.description, resource=self.url, place=error.place))
+        except ClientError:
+            self._later()
 
     def _later(self) -> None:
         self.core.wire.later(AGAIN, lambda: self.core.spawn(self.core.flush()) if self.core.connected else None)
@@ -215,50 +217,53 @@ class Reporting:
         self.held = False
         self.known = False
         self._said = {}
+        self._unsure = []
         self.data = self._base
         self.core.reporting.pop(self.url, None)
         self.core.emit(Rejection(self.url, error.code, error.description, error.place))
 
-    async def _send_latest(self) -> bool:
+    async def _send_latest(self) -> None:
         """Compare what the gateway has with what was said here, and report the difference."""
         core = self.core
         begun = wanted = self.data
         said, base, known = self._said, self._base, self.known
+        missing = False
         try:
             snapshot = await core.request("read", {"resource": self.url})
         except RefusedError as error:
             if error.code not in (403, 404):
                 raise
             # Not there, or not to be seen: a report creates it, or says why not.
-            await core.report(self.topic, orjson.dumps(wanted), core.number())
-            self._base = wanted
-            return True
+            base, missing = {}, True
+            snapshot = {"reporter": core.target.name, "data": {}, "schema": self.schema, "modified": ""}
         if snapshot["reporter"] != core.target.name:
             raise RefusedError(403, f"it is reported by {snapshot['reporter']!r} now; what was said offline is dropped")
         there = snapshot["data"]
         if not known:
             wanted, base = merge(there, said), there
         newer = (instant(snapshot["modified"]) or 0.0) > self._held_at
-        result, left = rebase(base, wanted, there, newer=newer)
+        result, left = rebase(base, wanted, there, newer=newer, own=self._unsure)
         if left:
             core.emit(
                 Rejection(self.url, 409, f"changed elsewhere since: {', '.join(left[:10])} said offline is dropped")
             )
         change = smallest(there, result)
-        if change:
+        if change or missing:
             await core.report(self.topic, orjson.dumps(change), core.number())
         self.schema = snapshot["schema"]
-        if self.data is not begun:
-            # More was said meanwhile: that comes next, on top of what is there now.
-            if known:
-                self._base = result
-            return False
-        self.data = self._base = result
+        latest, self.data = self.data, result
+        self._base = result
         self.known = True
         self.held = False
         self._said = {}
+        self._unsure = []
         core.reporting.pop(self.url, None)
-        return True
+        if latest is not begun:
+            # More was said meanwhile: it follows as what it is, a report on top of that one.
+            after, _ = rebase(begun, latest, result, newer=False)
+            more = smallest(result, after)
+            if more:
+                await self.report(more)
 
 
 def smallest(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | list[Any]:
@@ -273,12 +278,17 @@ def smallest(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | list[
 
 
 def rebase(
-    base: dict[str, Any], mine: dict[str, Any], there: dict[str, Any], *, newer: bool
+    base: dict[str, Any],
+    mine: dict[str, Any],
+    there: dict[str, Any],
+    *,
+    newer: bool,
+    own: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """What `there` is with the changes that lead from `base` to `mine`, and the paths of those left out.
 
-    Left out is what was changed on the other side as well, where that is `newer`; of two readings that carry their own times the
-    younger one stays.
+    Left out is what was changed on the other side as well, where that is `newer` and not from one of one's `own` states; of two readings
+    that carry their own times the younger one stays.
     """
     result = deepcopy(there)
     left = []
@@ -287,9 +297,14 @@ def rebase(
         if len(keys) > 2 and keys[0] == "values":
             keys = keys[:2]
         was, is_now, wants = _at(base, keys), _at(there, keys), _at(mine, keys)
-        if newer and not same(was, is_now) and not same(is_now, wants) and not _younger(wants, is_now):
-            if path not in left:
-                left.append(path)
+        if (
+            newer
+            and not same(was, is_now)
+            and not same(is_now, wants)
+            and not _younger(wants, is_now)
+            and not any(same(_at(each, keys), is_now) for each in own)
+        ):
+            left.append(path)
         else:
             _set(result, keys, wants)
     return result, left

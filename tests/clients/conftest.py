@@ -42,7 +42,11 @@ def node() -> str:
 @pytest.fixture(scope="session")
 def project(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with this folder's scripts, where `import "ctxt-client"` finds our client as if it had been installed."""
-    folder = tmp_path_factory.mktemp("project")
+    return laid_out(tmp_path_factory.mktemp("project"))
+
+
+def laid_out(folder: Path) -> Path:
+    """The same in any empty folder; the packages must be installed."""
     (folder / "node_modules").symlink_to(PACKAGES)
     app = folder / "app"
     shutil.copytree(SCRIPTS, app)

@@ -28,6 +28,7 @@ from gateway.errors import CtxtError
 from gateway.wire.codec import Decoder, encode_publish
 from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import Publish
+from tests.clients.conftest import PACKAGES, laid_out
 from tests.links.world import ALLOW_ALL, OPEN
 from tests.running import HOST, Gateway, find, free_port, gateway, wait_for_port
 
@@ -51,7 +52,6 @@ report_burst = 1000000
 creations_per_minute = 100000
 {OPEN}
 """
-NODE = Path(__file__).resolve().parent.parent / "client" / "js" / "convergence.mjs"
 WRITERS = 4
 KNOWN = 1_000_000_007
 
@@ -347,11 +347,14 @@ async def _play(scene: Scene, broker: Mosquitto, running: Gateway, note: Callabl
         for n in range(scene.processes):
             begin(observe, wire.port, names[n :: scene.processes])
         if scene.node:
+            app = running.folder / "node"
+            app.mkdir()
             nodes = await asyncio.create_subprocess_exec(
                 find("node", "nodejs"),
-                str(NODE),
+                str(laid_out(app) / "convergence.mjs"),
                 str(wire.port),
                 str(scene.node),
+                PREFIX,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=1 << 26,
@@ -481,6 +484,8 @@ def main() -> int:
     for name in ("rate", "seconds"):
         parser.add_argument(f"--{name}", type=float, default=getattr(defaults, name))
     scene = Scene(**vars(parser.parse_args()))
+    if scene.node and not (PACKAGES / ".installed").exists():
+        parser.error("the packages of Node.js are missing: `pytest tests/clients/test_mqttjs.py` installs them")
     with tempfile.TemporaryDirectory(prefix="ctxt-convergence-") as folder:
         try:
             result = play(scene, Path(folder), lambda text: print(text, file=sys.stderr, flush=True))
