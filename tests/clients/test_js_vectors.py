@@ -220,7 +220,17 @@ def test_both_replicas_tell_and_hold_the_same_in_any_disorder(node: str, project
 
 
 def test_the_types_say_what_there_is(node: str, project: Path) -> None:
-    checked = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022")
+    checked = (
+        "--strict",
+        "--noEmit",
+        "--module",
+        "nodenext",
+        "--target",
+        "es2022",
+        "--types",
+        "node",
+        "--skipDefaultLibCheck",
+    )
     compiler = str(PACKAGES / "typescript" / "bin" / "tsc")
     done = subprocess.run(
         [node, compiler, *checked, "types.ts"], cwd=project, capture_output=True, text=True, timeout=60, check=False
