@@ -65,6 +65,7 @@ class House:
         self.env = {
             "url": f"ws://{HOST}:{named}/mqtt",
             "open": f"ws://{HOST}:{anonymous}/mqtt",
+            "plain": f"mqtt://{HOST}:{running.port}",
             "nobody": f"ws://{HOST}:{free_port()}/mqtt",
             "password": PASSWORD,
         }
@@ -157,6 +158,11 @@ const {names, env} = await (await fetch("/task")).json();
 env.say = (text) => post("/say", text);
 const {scenes} = await import("/scenes.mjs");
 const result = {};
+// The page of the docs, with what it shows.
+const {connect} = await import("ctxt-client");
+const sensor = await connect(env.url, {username: "room-sensor", password: "secret"});
+await sensor.report("ctxt://home.local/room-sensor/temperature", {values: {temperature: {value: 21.5, unit: "Cel"}}});
+await sensor.close();
 const example = document.body.appendChild(Object.assign(document.createElement("iframe"), {src: "/example/"}));
 for (const name of names)
   try {

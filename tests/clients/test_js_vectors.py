@@ -216,6 +216,13 @@ def test_both_replicas_tell_and_hold_the_same_in_any_disorder(node: str, project
     assert min(kinds[kind] for kind in ("created", "changed", "status", "delegated", "deleted", "gap", "healed")) > 50
 
 
+def test_nonsense_is_counted_and_never_thrown(node: str, project: Path) -> None:
+    text = "".join(json.dumps(World(seed).delivered()) + "\n" for seed in range(WORLDS // 2))
+    result: dict[str, int] = json.loads(run(node, project, "fuzz.mjs", text=text))
+    assert result["fed"] > 3_000
+    assert WORLDS < result["ignored"] < result["fed"]
+
+
 # ---- types -------------------------------------------------------------------------------------------------------------
 
 
