@@ -36,6 +36,9 @@ def test_the_wheel_holds_code_data_and_licence_and_nothing_else(wheel: Path) -> 
         "gateway/data/schemas/Context.json",
         "gateway/data/schemas/messages/read.json",
         "gateway/data/config/gateway.toml",
+        "gateway/client/js/client.js",
+        "gateway/client/js/client.d.ts",
+        "gateway/client/js/package.json",
     ):
         assert needed in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 from functools import partial
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.clients.conftest import FOLDER
-from tests.running import HOST, Gateway, free_port, gateway, need
+from tests.clients.conftest import CLIENT, FOLDER
+from tests.running import HOST, ROOT, Gateway, free_port, gateway, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,7 @@ class House:
         self.env = {
             "url": f"ws://{HOST}:{named}/mqtt",
             "open": f"ws://{HOST}:{anonymous}/mqtt",
+            "plain": f"mqtt://{HOST}:{running.port}",
             "nobody": f"ws://{HOST}:{free_port()}/mqtt",
             "password": PASSWORD,
         }
@@ -82,7 +84,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     listeners = (
         f'[[listener]]\nurl = "ws://{HOST}:{named}"\n[[listener]]\nurl = "ws://{HOST}:{anonymous}"\nanonymous = true\n'
     )
-    clients = dict.fromkeys(("sensor", "dash", "mallory"), PASSWORD)
+    clients = dict.fromkeys(("sensor", "dash", "mallory"), PASSWORD) | dict.fromkeys(("panel", "room-sensor"), "secret")
     with gateway(tmp_path_factory.mktemp("house"), rest=listeners + SETTINGS, clients=clients) as running:
         yield House(running, named, anonymous)
 
@@ -117,6 +119,29 @@ def test_a_scene_in_node(node: str, project: Path, house: House, scene: str) -> 
     play(node, project, house, scene)
 
 
+# ---- what the docs show ------------------------------------------------------------------------------------------------
+
+
+def as_it_stands(language: str, house: House) -> str:
+    """The one example of docs/client-js.md in a language, but for the gateway's URL."""
+    text = (ROOT / "docs" / "client-js.md").read_text()
+    (example,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert "ws://home.local:9001/mqtt" in example
+    return str(example).replace("ws://home.local:9001/mqtt", house.env["url"])
+
+
+def test_the_program_in_the_docs(node: str, project: Path, house: House) -> None:
+    done = subprocess.run(
+        [node, "--input-type=module", "--eval", as_it_stands("js", house)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("created ctxt://home.local/room-sensor/temperature 21.5\n", "")
+
+
 # ---- in a browser ------------------------------------------------------------------------------------------------------
 
 PAGE = """<!doctype html>
@@ -133,6 +158,12 @@ const {names, env} = await (await fetch("/task")).json();
 env.say = (text) => post("/say", text);
 const {scenes} = await import("/scenes.mjs");
 const result = {};
+// The page of the docs, with what it shows.
+const {connect} = await import("ctxt-client");
+const sensor = await connect(env.url, {username: "room-sensor", password: "secret"});
+await sensor.report("ctxt://home.local/room-sensor/temperature", {values: {temperature: {value: 21.5, unit: "Cel"}}});
+await sensor.close();
+const example = document.body.appendChild(Object.assign(document.createElement("iframe"), {src: "/example/"}));
 for (const name of names)
   try {
     await scenes[name](env);
@@ -140,6 +171,9 @@ for (const name of names)
   } catch (error) {
     result[name] = error.stack;
   }
+const shown = () => example.contentDocument.body.textContent.includes("21.5 °C, live");
+for (let i = 0; i < 100 && !shown(); i++) await new Promise((resolve) => setTimeout(resolve, 50));
+result.example = shown() ? "passed" : example.contentDocument.body.textContent;
 await post("/result", result);
 </script>
 """
@@ -177,7 +211,11 @@ class _Handler(SimpleHTTPRequestHandler):
             self._answer(PAGE.encode(), "text/html")
         elif self.path == "/task":
             self._answer(self.server.task, "application/json")
-        elif self.path == "/mqtt.esm.js":
+        elif self.path == "/example/":
+            self._answer(as_it_stands("html", self.server.house).encode(), "text/html; charset=utf-8")
+        elif self.path == "/example/client.js":
+            self._answer((CLIENT / "client.js").read_bytes(), "text/javascript")
+        elif self.path in ("/mqtt.esm.js", "/example/mqtt.esm.js"):
             self._answer((FOLDER / "node_modules" / "mqtt" / "dist" / "mqtt.esm.js").read_bytes(), "text/javascript")
         else:
             super().do_GET()
@@ -218,4 +256,4 @@ def test_the_scenes_in_a_browser(node: str, project: Path, house: House, tmp_pat
         console = [
             line for line in (tmp_path / "chromium.log").read_text(errors="replace").splitlines() if "CONSOLE" in line
         ]
-        assert pages.result == dict.fromkeys(names, "passed"), "\n".join(console)
+        assert pages.result == dict.fromkeys([*names, "example"], "passed"), "\n".join(console)

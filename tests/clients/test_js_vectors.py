@@ -216,11 +216,28 @@ def test_both_replicas_tell_and_hold_the_same_in_any_disorder(node: str, project
     assert min(kinds[kind] for kind in ("created", "changed", "status", "delegated", "deleted", "gap", "healed")) > 50
 
 
+def test_nonsense_is_counted_and_never_thrown(node: str, project: Path) -> None:
+    text = "".join(json.dumps(World(seed).delivered()) + "\n" for seed in range(WORLDS // 2))
+    result: dict[str, int] = json.loads(run(node, project, "fuzz.mjs", text=text))
+    assert result["fed"] > 3_000
+    assert WORLDS < result["ignored"] < result["fed"]
+
+
 # ---- types -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_types_say_what_there_is(node: str, project: Path) -> None:
-    checked = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022")
+    checked = (
+        "--strict",
+        "--noEmit",
+        "--module",
+        "nodenext",
+        "--target",
+        "es2022",
+        "--types",
+        "node",
+        "--skipDefaultLibCheck",
+    )
     compiler = str(PACKAGES / "typescript" / "bin" / "tsc")
     done = subprocess.run(
         [node, compiler, *checked, "types.ts"], cwd=project, capture_output=True, text=True, timeout=60, check=False

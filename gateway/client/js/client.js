@@ -1186,6 +1186,14 @@ export class Observer {
 
 // ---- the connection ----------------------------------------------------------------------------------------------------
 
+function broker(url, options) {
+  try {
+    return mqtt.connect(url, options);
+  } catch (error) {
+    throw new CtxtError(400, `${url} is no URL of a listener (${error.message}): write ws://host:port/mqtt`);
+  }
+}
+
 const gone = () => new CtxtError(503, "this was closed");
 const seconds = () => performance.now() / 1000;
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, 1000 * time));
@@ -1260,7 +1268,7 @@ export class Client {
     this.#answers = `inbox/${name}/${ulid()}`;
     this.#replica = new Replica({ prefix });
     this.#pause = options.reconnectPeriod ?? 500;
-    this.#mqtt = mqtt.connect(url, {
+    this.#mqtt = broker(url, {
       clientId: `ctxt-${ulid()}`,
       connectTimeout: timeout,
       ...options,
@@ -1355,8 +1363,10 @@ export class Client {
   }
 
   #unreachable() {
-    const why = this.#problem ? ` (${this.#problem})` : "";
-    return new CtxtError(503, `nobody listens on ${this.#where}${why}: is the gateway running, and is this the URL of one of its listeners?`);
+    // A browser does not say why.
+    const nobody = ["", "ECONNREFUSED", "WebSocket error"].includes(this.#problem);
+    const what = nobody ? `nobody listens on ${this.#where}` : `cannot connect to ${this.#where} (${this.#problem})`;
+    return new CtxtError(503, `${what}: is the gateway running, and is this the URL of one of its listeners?`);
   }
 
   #failed(error) {
@@ -1377,7 +1387,9 @@ export class Client {
   /** Leave, and tell all who wait. Nothing is left behind: no timer, no socket. */
   async #end(error, force) {
     if (this.#closed) return this.#closed;
-    this.#closed = new Promise((resolve) => this.#mqtt.end(force || !this.#linked, {}, () => resolve()));
+    const ended = new Promise((resolve) => this.#mqtt.end(force || !this.#linked, {}, () => resolve()));
+    // It waits for acknowledgements, which a connection that is lost just now never brings.
+    this.#closed = within(ended, 1_000, "").catch(() => void this.#mqtt.stream.destroy());
     this.#linked = false;
     this.#session++;
     clearTimeout(this.#timer);
@@ -1498,16 +1510,16 @@ export class Client {
 
   /** Subscribe, and have the copies proven complete; again where the connection is lost meanwhile. */
   async #begin(scope, deadline) {
-    while (performance.now() < deadline) {
+    for (let proven = false; !proven; ) {
       try {
         await this.#online(deadline);
         await this.#settle();
-        if (await this.#prove(scope, deadline)) break;
+        proven = await this.#prove(scope, deadline);
       } catch (error) {
-        if (error instanceof CtxtError && error.code !== 503) throw error;
-        if (this.#closed) throw error;
+        if (this.#closed || (error instanceof CtxtError && error.code !== 503)) throw error;
       }
-      await pause(0.05);
+      if (!proven) await pause(0.05);
+      if (!proven && performance.now() > deadline) throw new CtxtError(504, "objects come and go too fast: try again");
     }
     if (scope.filters.some((filter) => this.#refused.has(filter)))
       throw new CtxtError(403, `${this.#name ?? "a client without a name"} may not observe ${scope.single ?? scope.prefix}`);

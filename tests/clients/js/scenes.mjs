@@ -198,7 +198,7 @@ async function reports(env) {
   });
 }
 
-async function connections({ url, nobody, password }) {
+async function connections({ url, nobody, plain, password }) {
   const wrong = await refused(connect(url, { username: "dash", password: "wrong" }));
   same([wrong.code, wrong.message.includes("does not admit 'dash' with this password")], [401, true], wrong.message);
   const nameless = await refused(connect(url));
@@ -207,6 +207,19 @@ async function connections({ url, nobody, password }) {
   same([none.code, none.message.includes(`nobody listens on ${nobody}`)], [503, true], none.message);
   const path = await refused(connect(url.replace("/mqtt", "/other"), { username: "dash", password }));
   same(path.code, 503, path.message);
+  same((await refused(connect("nonsense", { username: "dash" }))).code, 400, "no URL");
+  // A listener that takes connections and says nothing.
+  if (typeof document === "undefined") {
+    const { createServer } = await import("node:net");
+    const sockets = [];
+    const silent = createServer((socket) => sockets.push(socket)).listen(0, "127.0.0.1");
+    await new Promise((resolve) => silent.on("listening", resolve));
+    const late = await refused(connect(`mqtt://127.0.0.1:${silent.address().port}`, { timeout: 100 }));
+    same([late.code, late.message.includes("did not answer within 0.1 s")], [504, true], late.message);
+    silent.close();
+    sockets.forEach((socket) => socket.destroy());
+    await (await connect(plain, { username: "dash", password })).close();
+  }
   const client = await connect(url, { username: "dash", password });
   same([client.connected, client.name], [true, "dash"], "connected");
   const meanwhile = refused(client.observe("**"));
