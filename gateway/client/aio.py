@@ -7,6 +7,7 @@ import logging
 import random
 import socket
 import ssl
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -53,6 +54,7 @@ class Mqtt(aiomqtt.Client):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._ended = asyncio.Event()
+        self._thread = threading.get_ident()
 
     async def __aenter__(self) -> Self:
         """Connect. Who is cancelled meanwhile leaves no socket behind, as aiomqtt would."""
@@ -65,6 +67,26 @@ class Mqtt(aiomqtt.Client):
     def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         send_at_once(sock)
         super()._on_socket_open(client, userdata, sock)
+
+    def _on_socket_register_write(self, client: paho.Client, _userdata: Any, sock: Any) -> None:
+        """As aiomqtt does, but never for a socket that was closed meanwhile: its number may be another connection's by then."""
+
+        def write() -> None:
+            try:
+                client.loop_write()
+            except OSError:
+                self._ended.set()
+
+        def register() -> None:
+            number = sock.fileno()
+            if client.socket() is sock and number >= 0:
+                self._loop.add_writer(number, write)
+
+        if threading.get_ident() == self._thread:
+            register()
+        else:
+            # paho-mqtt connects on a thread of the executor.
+            self._loop.call_soon_threadsafe(register)
 
     def _on_connect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None

@@ -45,8 +45,12 @@ async function witness(name) {
   complete = true;
   for (const copy of observer) see({ type: "created", url: copy.url, copy });
   observer.on("*", see);
-  await stopped;
-  for (let tries = 0; tries < 600 && !(complete && client.connected && !client.replica.gaps.length); tries++) await pause(0.1);
+  const goal = JSON.parse(await stopped);
+  const there = () => [...observer].every(({ url, epoch, version }) => goal[url]?.[0] === epoch && goal[url][1] === version);
+  for (let tries = 0; tries < 600; tries++) {
+    if (complete && client.connected && observer.size === Object.keys(goal).length && there()) break;
+    await pause(0.1);
+  }
   const state = {};
   for (const { url, epoch, version, data } of observer) state[url] = [epoch, version, data];
   const found = { state, in_sync: complete, wrong: wrong.slice(0, 20), events };
