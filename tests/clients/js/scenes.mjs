@@ -118,6 +118,8 @@ async function many(env) {
     await sensor.report(base + 1, reading(-1));
     await tree.waitFor((it) => it.get(base + 1).data.values.temperature.value === -1);
     for (const each of [tree, tagged, mine, named]) await each.close();
+    await sensor.report(base + 1, reading(-2));
+    await dash.request("discover", { prefix: base });
     same([dash.replica.size, dash.replica.gaps.length], [0, 0], "nothing is kept for nobody");
     const again = await dash.observe("**");
     same(again.size >= 249, true, "everything");
