@@ -22,7 +22,7 @@ def test_the_reporter_and_the_observer_of_the_readme_run_as_pasted(tmp_path: Pat
     with inside(tmp_path, "", "room-sensor", "dashboard") as gateway:
 
         def start(text: str) -> subprocess.Popen[str]:
-            program = text.replace('"127.0.0.1"', f'"127.0.0.1", {gateway.port}')
+            program = text.replace('@127.0.0.1"', f'@127.0.0.1:{gateway.port}"')
             return subprocess.Popen(
                 [sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True, env=environment
             )
@@ -30,20 +30,21 @@ def test_the_reporter_and_the_observer_of_the_readme_run_as_pasted(tmp_path: Pat
         watching = start(observer)
         try:
             deadline = time.monotonic() + 20
-            while gateway.connected() != {"dashboard"}:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            time.sleep(0.3)
+            assert watching.stdout is not None
+            assert watching.stdout.readline() == "\n"
+            assert time.monotonic() < deadline
             reporting = start(reporter)
             reporting.communicate(timeout=20)
             assert reporting.returncode == 0
-            assert watching.stdout is not None
             lines = [watching.stdout.readline(), watching.stdout.readline()]
         finally:
             watching.kill()
             watching.communicate()
+        url = "ctxt://home.local/room-sensor/temperature"
+        assert lines[0].startswith(f"{url} Created(")
         assert "21.5" in lines[0]
-        assert {line.split("/")[0] for line in lines} == {"delta", "snapshot"}
+        assert lines[1].startswith(f"{url} Changed(")
+        assert "21.7" in lines[1]
 
 
 def test_the_shell_lines_of_the_readme_report_what_they_say(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import orjson
 
 from gateway.address import AddressError, Pattern
 from gateway.objects import authority_of, parent_of, topic_of, url_of
-from gateway.patch import PatchError, apply_patch, changed_paths, merge, same
+from gateway.patch import PatchError, apply_patch, changed_paths, depth_exceeds, merge, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +36,9 @@ PENDING_OBJECTS = 64
 
 READ_AT_ONCE = 100
 """Objects that one `read` may name."""
+
+DEEPEST = 256
+"""Levels of JSON; a gateway takes far fewer."""
 
 MAX_GATEWAYS = 1_000
 MAX_PATTERNS = 10_000
@@ -295,12 +298,12 @@ class Replica:
         """Take in one message; other topics than snapshots, deltas and gateways are none of its business."""
         try:
             if topic.startswith(self._delta):
-                return self._changed(topic[len(self._delta) :], orjson.loads(payload), now)
+                return self._changed(topic[len(self._delta) :], _json(payload), now)
             if topic.startswith(self._snapshot):
                 about = topic[len(self._snapshot) :]
                 if not payload:
                     return self._cleared(about, now)
-                return self.take(orjson.loads(payload), now, topic=about)
+                return self.take(_json(payload), now, topic=about)
             if topic.startswith(self._gateway):
                 return self._announced(topic[len(self._gateway) :], payload)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -350,6 +353,8 @@ class Replica:
         """Take in a delta."""
         events: list[Event] = []
         position = (_number(delta, "epoch"), _number(delta, "version"))
+        if "/" not in topic:
+            raise ValueError(f"{topic!r} is no object topic")
         floor = self._floors.get(authority_of(topic), (0, 0))
         entry = self._entries.get(topic)
         if entry is None:
@@ -580,6 +585,21 @@ class Replica:
         return Comparison(consistent, complete, events, read)
 
 
+def _json(payload: bytes) -> Any:
+    """Raises ValueError for what is no JSON, or nested so deep that no gateway would have sent it."""
+    value = orjson.loads(payload)
+    if payload.count(b"{") + payload.count(b"[") > DEEPEST and depth_exceeds(value, DEEPEST):
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
+    return value
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    text = value[key]
+    if type(text) is not str:
+        raise TypeError(f"{key} is {text!r}, not a text")
+    return text
+
+
 def _number(value: Mapping[str, Any], key: str) -> int:
     number = value[key]
     if type(number) is not int or number < 0:
@@ -592,9 +612,11 @@ def _texts(value: Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def _copy_of(snapshot: Mapping[str, Any], topic: str) -> Copy:
+    if "/" not in topic:
+        raise ValueError(f"{topic!r} is no object topic")
     epoch, version = _number(snapshot, "epoch"), _number(snapshot, "version")
     if snapshot.get("deleted") is True:
-        return Copy(topic, epoch, version, {}, "", "", None, "", snapshot["modified"], deleted=True)
+        return Copy(topic, epoch, version, {}, "", "", None, "", _text(snapshot, "modified"), deleted=True)
     data = snapshot["data"]
     if type(data) is not dict:
         raise TypeError("a snapshot's data is an object")
@@ -603,11 +625,11 @@ def _copy_of(snapshot: Mapping[str, Any], topic: str) -> Copy:
         epoch,
         version,
         data,
-        snapshot["status"],
-        snapshot["reporter"],
+        _text(snapshot, "status"),
+        _text(snapshot, "reporter"),
         snapshot["schema"],
-        snapshot["name"],
-        snapshot["modified"],
+        _text(snapshot, "name"),
+        _text(snapshot, "modified"),
         snapshot["created"],
         snapshot.get("description"),
         _texts(snapshot.get("tags")),
@@ -617,12 +639,12 @@ def _copy_of(snapshot: Mapping[str, Any], topic: str) -> Copy:
 
 def _applied(copy: Copy | None, topic: str, delta: Mapping[str, Any]) -> Copy:
     """What a delta makes of the version before it. Raises PatchError, KeyError, TypeError or ValueError where it does not fit."""
-    epoch, version, modified = delta["epoch"], delta["version"], delta["modified"]
+    epoch, version, modified = delta["epoch"], delta["version"], _text(delta, "modified")
     if delta.get("deleted") is True:
         return Copy(topic, epoch, version, {}, "", "", None, "", modified, deleted=True)
     if delta.get("created") is True:
         data = delta["value"]
-        status, reporter = delta.get("status", "live"), delta["reporter"]
+        status, reporter = "live", _text(delta, "reporter")
         copy = Copy(
             topic, epoch, version, {}, status, reporter, delta["schema"], topic.rsplit("/", 1)[1], modified, modified
         )
@@ -644,8 +666,8 @@ def _applied(copy: Copy | None, topic: str, delta: Mapping[str, Any]) -> Copy:
         epoch,
         version,
         data,
-        delta.get("status", copy.status),
-        delta.get("reporter", copy.reporter),
+        _text(delta, "status") if "status" in delta else copy.status,
+        _text(delta, "reporter") if "reporter" in delta else copy.reporter,
         meta.get("schema", copy.schema),
         meta.get("name", copy.name),
         modified,

@@ -629,3 +629,24 @@ def test_events_tell_the_same_story_as_the_copies(plan: list[tuple[str, Any]], d
 
 def test_topics_and_urls_are_two_spellings_of_one_thing() -> None:
     assert topic_of(url_of(CHILD)) == CHILD
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "delta"])
+def test_what_no_gateway_sends_is_ignored(verb: str) -> None:
+    side = Side()
+    side.snapshot(1)
+    deep = b'{"a":' * 1000 + b"1" + b"}" * 1000
+    whole = b'{"url":"ctxt://home.local/room","schema":null,"reporter":"a","name":"n","epoch":1,"version":2,"created":"","modified":"","status":"live","data":'
+    for topic, payload in (
+        (ROOM, whole + deep + b"}"),
+        (ROOM, b'{"epoch":1,"version":2,"modified":"","merge":' + deep + b"}"),
+        (ROOM, whole.replace(b'"live"', b"[]") + b"{}}"),
+        ("room", whole + b"{}}"),
+        ("room", b'{"epoch":1,"version":2,"modified":"","merge":{}}'),
+    ):
+        before = side.replica.ignored
+        found = side.replica.feed(f"{verb}/{topic}", payload, side.now)
+        assert found == [] or isinstance(found[0], GapOpened), (topic, payload[:60])
+        assert side.replica.ignored == before + 1 or verb == "delta"
+    assert side.held() == side.replica.get(ROOM)
+    assert side.replica.get(ROOM).version == 1  # type: ignore[union-attr]
