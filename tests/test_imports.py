@@ -51,6 +51,12 @@ PURE = {
         "catalogue",
     },
     "gateway.explain": {"objects", "rights", "topics"},
+    "gateway.client.errors": {"errors"},
+    "gateway.client.promise": set(),
+    "gateway.client.payload": set(),
+    "gateway.client.inbox": set(),
+    "gateway.client.scopes": {"address"},
+    "gateway.client.sentences": set(),
     "gateway.client.replica": {"address", "messages", "objects", "patch", "errors", "topics"},
     "gateway.client.quantities": {"errors", "messages"},
 }
@@ -93,6 +99,7 @@ MAY_KNOW = {
     "store": {"errors", "objects", "pending", "redelivery", "catalogue", "sessions"},
     "control": {"broker", "counts", "errors", "wire"},
     "credentials": {"errors", "address"},
+    "client": {"address", "errors", "messages", "objects", "patch", "topics", "ulid", "wire"},
     "settings": {"errors", "address", "topics", "data", "rights"},
     "catalogue": {"errors", "data"},
 }

@@ -152,7 +152,8 @@ async def _report(port: int, objects: int, rate: float, pipe: Connection) -> Non
     async def one(reporter: Any, number: int) -> None:
         nonlocal stored
         with suppress(ClientError):
-            stored += await reporter.update(says(number))
+            done = await reporter.update(says(number))
+            stored += done
 
     clients = [connect(f"mqtt://writer{n}:x@{HOST}:{port}", presence=False, wait=True) for n in range(WRITERS)]
     for client in clients:
