@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 SETTLE = 1.0
 """Seconds for the retained snapshots to arrive before they are compared with what the gateway lists."""
 
+QUIET = 0.3
+"""Seconds without another object after which all of them have arrived, where that is all that can be known."""
+
 COMPARE_EVERY = 300.0
 RETRY = 10.0
 TRIES = 5
@@ -281,7 +284,7 @@ class Following:
         """
         if self.core.target.name is None:
             # Without a name there is no inbox to be answered in: the retained snapshots are all there is.
-            await self.core.sleep(SETTLE)
+            await self._settle()
             if scope.single is not None and not absent_ok and self.replica.get(scope.single.topic) is None:
                 raise RefusedError(
                     404, f"{scope.prefix}: the object does not exist, or may not be read", resource=scope.prefix
@@ -293,6 +296,16 @@ class Following:
         else:
             return await self._compare_below(scope.prefix)
         return True
+
+    async def _settle(self) -> None:
+        """Wait for the retained snapshots: until no more come, but no longer than for an answer."""
+        begun = self.core.wire.time()
+        while True:
+            before = len(self.replica.topics())
+            await self.core.sleep(QUIET)
+            passed = self.core.wire.time() - begun
+            if passed >= self.core.timeout or (passed >= SETTLE and len(self.replica.topics()) == before):
+                return
 
     def release(self, observed: Observed) -> None:
         """Look at it no more; what nobody looks at is dropped."""

@@ -18,7 +18,7 @@ from gateway.objects import authority_of, parent_of, topic_of, url_of
 from gateway.patch import PatchError, apply_patch, changed_paths, merge, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 UNKNOWN = "unknown"
 """The status of an object whose gateway is offline: nobody can say."""
@@ -284,7 +284,7 @@ class Replica:
         """The topics of all children of an object that anything is known of."""
         return tuple(self._children.get(topic, ()))
 
-    def topics(self) -> Iterable[str]:
+    def topics(self) -> Collection[str]:
         """The topics of all objects that anything is known of."""
         return self._entries.keys()
 

@@ -26,9 +26,12 @@ from gateway.client import (
     UsageError,
 )
 from gateway.ulid import ulid
+from tests.client.conftest import SETTINGS
+from tests.inside import PASSWORD, inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.client.conftest import Place
     from tests.client.edges import Edge
@@ -455,3 +458,24 @@ def test_old_mqtt_does_it_too(place: Place, edge: Edge) -> None:
             assert seen.wait_for(lambda data: data == reading(2), PATIENCE)
             room.update(reading({}))
             assert isinstance(next(events), Rejection)
+
+
+def test_who_has_no_name_has_all_copies_however_long_they_take(
+    edge: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if thousands of snapshots took longer than a second.
+    monkeypatch.setattr("gateway.client.following.SETTLE", 0.001)
+    anybody = SETTINGS.replace('observe = ["*"]', 'observe = ["*", "anonymous"]') + "[broker]\nanonymous = true\n"
+    with inside(tmp_path, anybody, "ana") as gateway:
+        word = PASSWORD.replace(" ", "%20")
+        with edge.connect(f"mqtt://ana:{word}@127.0.0.1:{gateway.port}") as ana:
+            urls = {f"ctxt://home.local/ana/{number}" for number in range(1500)}
+            for url in urls:
+                ana.reporter(url).update(reading(1))
+        with edge.connect(f"mqtt://127.0.0.1:{gateway.port}") as nobody:
+            with nobody.observe_all("ctxt://home.local/") as seen:
+                assert {copy.url for copy in seen} == urls
+            with nobody.observe("ctxt://home.local/ana/7") as one:
+                assert one.data == reading(1)
+            with pytest.raises(RefusedError, match="404"):
+                nobody.observe("ctxt://home.local/ana/nothing").__enter__()
