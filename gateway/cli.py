@@ -65,7 +65,7 @@ Connect = Annotated[
     str,
     typer.Option(
         "--connect", envvar="CTXT_CONNECT", metavar="URL",
-        help="Where, and as whom: mqtt://NAME@host:port; a path is the topic prefix. "
+        help="Where, and as whom: mqtt://NAME@host:port (or mqtts, ws, wss); a path is the topic prefix. "
         "The password stands behind the name (NAME:PASSWORD), or in CTXT_PASSWORD, where no list of processes shows it.",
     ),
 ]  # fmt: skip
@@ -143,10 +143,10 @@ def _options(
 
 
 def _target(url: str) -> Any:
-    from gateway.commands.connection import Target
+    from gateway.commands.connection import target_of
     from gateway.commands.terminal import environment
 
-    return Target.parse(url, environment())
+    return target_of(url, environment())
 
 
 # ---- the gateway -------------------------------------------------------------------------------------------------------

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import aiomqtt
 import orjson
 
-from gateway.commands.connection import Mqtt, Target, mqtt, ulid, user_property
+from gateway.client.aio import Mqtt, mqtt
+from gateway.client.properties import user_property
 from gateway.settings import Settings
+from gateway.ulid import ulid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from gateway.client.target import Target
 
 HOME = "home.local"
 GUEST = "you"
@@ -229,7 +233,9 @@ class Life:
 
     async def _tell(self, client: Mqtt, sensor: Sensor) -> None:
         payload = orjson.dumps({"values": sensor.measure(time.monotonic() - self.began)})
-        await client.publish(self.device.topic(sensor), payload, qos=1, properties=user_property(("id", ulid())))
+        await client.publish(
+            self.device.topic(sensor), payload, qos=1, properties=user_property(("id", ulid(time.time())))
+        )
         self.reports += 1
         if not client.verdict.accepted:
             self.refused += 1

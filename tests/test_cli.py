@@ -23,13 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import cli
+from gateway.client.scopes import Scope
+from gateway.client.target import Target
 from gateway.commands.changes import changed, described
-from gateway.commands.connection import Target, ulid
 from gateway.commands.outcome import CommandError, Exit
-from gateway.commands.scopes import Scope, report_of
+from gateway.commands.scopes import report_of
 from gateway.commands.terminal import age, printable
 from gateway.patch import merge
-from tests.running import HOST, Gateway, free_port, gateway
+from gateway.ulid import ulid
+from tests.running import HOST, OWN_NAMESPACE, Gateway, free_port, gateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -445,7 +447,7 @@ def test_ages_are_short() -> None:
 
 
 def test_ids_are_ulids_and_differ() -> None:
-    ids = {ulid() for _ in range(100)}
+    ids = {ulid(time.time()) for _ in range(100)}
     assert len(ids) == 100
     assert all(re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", each) for each in ids)
 
@@ -698,6 +700,112 @@ def test_an_observer_comes_back_after_a_restart_of_the_gateway(tmp_path: Path) -
             after = watch.next("changed")
             assert after["epoch"] > before["epoch"]
             assert (after["version"], after["data"]) == (2, {"values": {"t": {"value": 2}}})
+
+
+@contextmanager
+def observing(house: Gateway, *targets: str, who: str = SENSOR) -> Iterator[subprocess.Popen[str]]:
+    """A running `ctxt observe` for people."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway.cli", "observe", *targets],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ(**at(house, who)),
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line on standard output without its time."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n").partition("  ")[2]
+
+
+def test_an_observer_tells_people_that_the_gateway_goes_and_comes_back(tmp_path: Path) -> None:
+    with gateway(tmp_path, clients={"sensor": PASSWORD}) as house:
+        assert report(house, "sensor/x", "t=1") == 0
+        with observing(house, "ctxt://home.local/sensor/") as process:
+            assert line(process) == "ctxt://home.local/sensor/x  t 1"
+            house.kill()
+            house.start()
+            assert process.stderr is not None
+            assert re.fullmatch(
+                rf"the connection to {HOST} port \d+ was lost; connecting again in 0\.\d s\n", process.stderr.readline()
+            )
+            while "; connecting again in " in (note := process.stderr.readline()):
+                assert "is the gateway running?" in note
+            assert note == f"connected to {HOST} port {house.port} again\n"
+            assert report(house, "sensor/x", "t=2") == 0
+            assert line(process) == "ctxt://home.local/sensor/x  t 1 → 2"
+            assert report(house, "sensor/y", "t=1") == 0
+            assert line(process) == "ctxt://home.local/sensor/y  created  t 1"
+
+
+def test_an_observer_that_is_not_admitted_any_more_ends_with_4(house: Gateway) -> None:
+    password = house.command("client", "add", "leaving").stdout.strip()
+    assert report(house, "open/left", "t=1") == 0
+    with observing(house, "ctxt://home.local/open/left", who=f"leaving:{password}") as process:
+        assert line(process) == "ctxt://home.local/open/left  t 1"
+        assert house.command("client", "rm", "leaving").returncode == 0
+        assert process.wait(20) == Exit.NOT_ALLOWED
+        assert process.stderr is not None
+        assert "error: " in (said := process.stderr.read())
+        assert "does not admit 'leaving'" in said
+        assert "Traceback" not in said
+
+
+def test_an_observer_of_what_is_not_there_or_not_for_it_says_so(house: Gateway) -> None:
+    for url, code in (("open/never", Exit.NOT_FOUND), ("private/never", Exit.NOT_ALLOWED)):
+        result = ctxt("observe", f"ctxt://home.local/{url}", env=at(house, f"ana:{PASSWORD}"))
+        assert (result.returncode, result.stdout) == (code, "")
+        one_sentence(result)
+
+
+def test_what_several_scopes_hold_is_told_once(house: Gateway) -> None:
+    url = "ctxt://home.local/open/both/x"
+    assert report(house, "open/both/x", "t=1") == 0
+    with observing(house, url, "ctxt://home.local/open/**", url) as process:
+        while not (first := line(process)).startswith(url):
+            pass
+        assert first == f"{url}  t 1"
+        for value in (2, 3):
+            assert report(house, "open/both/x", f"t={value}") == 0
+        assert report(house, "open/both/y", "t=1") == 0
+        told = [line(process)]
+        while "both/y" not in told[-1]:
+            told.append(line(process))
+        assert [each for each in told if each.startswith(url)] == [f"{url}  t 1 → 2", f"{url}  t 2 → 3"]
+
+
+def test_an_observer_ends_when_nobody_reads_what_it_prints(house: Gateway) -> None:
+    assert report(house, "open/piped", "t=1") == 0
+    with observing(house, "ctxt://home.local/open/piped") as process:
+        assert line(process) == "ctxt://home.local/open/piped  t 1"
+        assert process.stdout is not None
+        process.stdout.close()
+        assert report(house, "open/piped", "t=2") == 0
+        assert report(house, "open/piped", "t=3") == 0
+        assert process.wait(20) == Exit.FAILED
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_commands_connect_by_tls(tmp_path: Path) -> None:
+    folder = tmp_path / "tls"
+    made = ctxt("tls", "init", "127.0.0.1", "--folder", str(folder))
+    assert made.returncode == 0, made.stderr
+    listener = made.stdout.replace("mqtts://[::]:8883", f"mqtts://{HOST}:0")
+    with gateway(tmp_path, rest=OWN_NAMESPACE + listener, clients={"sensor": PASSWORD}) as house:
+        found = re.search(r"also on mqtts://\S+:(\d+)", (tmp_path / "gateway.out").read_text())
+        assert found is not None
+        where = {"CTXT_CONNECT": f"mqtts://{SENSOR}@{HOST}:{found[1]}"}
+        trusting = {**where, "SSL_CERT_FILE": str(folder / "ca.pem")}
+        assert ctxt("report", "ctxt://home.local/sensor/x", "t=1", env=trusting).returncode == 0
+        assert data_of(house, "sensor/x") == {"values": {"t": {"value": 1}}}
+        result = ctxt("ls", env=where)
+        assert result.returncode == Exit.NO_CONNECTION
+        assert "SSL_CERT_FILE" in one_sentence(result)
 
 
 def test_what_is_there_is_printed_once(house: Gateway) -> None:

@@ -173,3 +173,10 @@ def test_only_the_service_and_the_command_line_know_them_all() -> None:
 def test_the_gateway_never_imports_an_adapter() -> None:
     for path in modules().values():
         assert not {name for name in imports(path) if name.split(".")[0] == "adapters"}, path
+
+
+def test_the_command_line_speaks_mqtt_by_the_client_library_alone() -> None:
+    # The attacks of `ctxt acl test` do what no decent client does.
+    for name, path in modules().items():
+        if name.startswith("gateway.commands.") and name != "gateway.commands.attacks":
+            assert not {each.split(".")[0] for each in imports(path)} & {"aiomqtt", "paho"}, path

@@ -161,6 +161,8 @@ class Core:
         self.following = Following(self)
         self.sinks: list[Callable[[Any], None]] = []
         """Everything that is not about a copy goes to each of them."""
+        self.tap: Callable[[str, bytes], None] | None = None
+        """Gets the messages that copies are made of, as they are and instead of them."""
         self.pending: OrderedDict[str, SubscriptionRequest | Invitation | Delegation] = OrderedDict()
         """What waits to be decided, by id."""
         self.reporting: dict[str, Reporting] = {}
@@ -207,8 +209,10 @@ class Core:
             self._answered(payload)
         elif topic == self._inbox_topic:
             self._told(payload)
-        else:
+        elif self.tap is None:
             self.following.feed(topic, payload)
+        else:
+            self.tap(topic, payload)
 
     def acknowledged(self, packet: int, verdict: Verdict) -> None:
         """A PUBACK has arrived."""

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 SETTLE = 1.0
 """Seconds for the retained snapshots to arrive before they are compared with what the gateway lists."""
 
+QUIET = 0.3
+"""Seconds without another object after which all of them have arrived, where that is all that can be known."""
+
 COMPARE_EVERY = 300.0
 RETRY = 10.0
 TRIES = 5
@@ -87,11 +90,17 @@ class Observed:
         return self.following.replica.status(copy.topic) or copy.status
 
     @property
+    def refused(self) -> bool:
+        """Whether the broker did not take its subscription when the connection came back: nothing of it can be in sync then."""
+        return not self.following.refused.isdisjoint(self.scope.filters)
+
+    @property
     def in_sync(self) -> bool:
         """Connected, proven complete, and nothing missing since."""
         replica = self.following.replica
         return (
             self.complete
+            and not self.refused
             and self.following.core.connected
             and not any(self.scope.holds(topic.replace("/", "://", 1)) for topic in replica.gaps)
         )
@@ -163,6 +172,8 @@ class Following:
         self._dice = random.SystemRandom()
         self.replica = Replica(jitter=self._dice.random, prefix=core.target.prefix)
         self._filters: Counter[str] = Counter()
+        self.refused: set[str] = set()
+        """Those of the filters that the broker did not take on this connection."""
         self._singles: dict[str, list[Observed]] = {}
         self._wide: list[Observed] = []
         self._extra: set[str] = set()
@@ -216,10 +227,32 @@ class Following:
 
         Raises RefusedError (what is not there, or not for this client), NotConnectedError, NoAnswerError; nothing is left then.
         """
-        core = self.core
-        await core.ready(seconds)
+        await self._enter(observed, seconds)
+        try:
+            if not await self.fetch(observed.scope, absent_ok=absent_ok):
+                raise NoAnswerError(
+                    f"{observed.scope.text}: objects come and go too fast for a complete copy: try again"
+                )
+        except BaseException:
+            self.release(observed)
+            raise
+        observed.complete = True
+
+    async def watch(self, observed: Observed, seconds: float) -> None:
+        """Subscribe, and let the copies come; they are compared a second later, and again until they are complete.
+
+        Raises RefusedError (not for this client), NotConnectedError, NoAnswerError; nothing is left then.
+        """
+        await self._enter(observed, seconds)
+        if self._forget_compare is not None:
+            self._forget_compare()
+            self._forget_compare = None
+        self._compare_later(SETTLE)
+
+    async def _enter(self, observed: Observed, seconds: float) -> None:
+        await self.core.ready(seconds)
         scope = observed.scope
-        fresh = [each for each in scope.filters if not self._filters[each]]
+        fresh = [each for each in scope.filters if not self._filters[each] or each in self.refused]
         self._filters.update(scope.filters)
         if scope.single is None:
             self._wide.append(observed)
@@ -228,35 +261,51 @@ class Following:
         try:
             if fresh:
                 refused = await self._subscribe(fresh)
+                self.refused.difference_update(set(fresh).difference(refused))
                 if refused:
-                    raise RefusedError(
-                        403,
-                        f"{scope.text}: {core.target.client!r} may not observe it, or it is not there; its Reporter can invite, "
-                        "or `subscribe` asks for it",
-                        resource=scope.prefix,
-                    )
-            await self._prove(observed, absent_ok=absent_ok)
+                    raise self.refusal(scope)
         except BaseException:
             self.release(observed)
             raise
 
-    async def _prove(self, observed: Observed, *, absent_ok: bool) -> None:
-        scope = observed.scope
+    def refusal(self, scope: Scope) -> RefusedError:
+        """The error of a subscription that the broker does not take."""
+        return RefusedError(
+            403,
+            f"{scope.text}: {self.core.target.client!r} may not observe it, or it is not there; its Reporter can invite, "
+            "or `subscribe` asks for it",
+            resource=scope.prefix,
+        )
+
+    async def fetch(self, scope: Scope, *, absent_ok: bool = False) -> bool:
+        """Have copies of everything in a scope, observed or not; False where objects come and go too fast for that.
+
+        Raises RefusedError (404, 410 unless `absent_ok`), NotConnectedError, NoAnswerError.
+        """
         if self.core.target.name is None:
             # Without a name there is no inbox to be answered in: the retained snapshots are all there is.
-            await self.core.sleep(SETTLE)
+            await self._settle()
             if scope.single is not None and not absent_ok and self.replica.get(scope.single.topic) is None:
                 raise RefusedError(
                     404, f"{scope.prefix}: the object does not exist, or may not be read", resource=scope.prefix
                 )
         elif scope.single is not None:
-            refused = await self._read_singles([scope.single.topic])
-            for error in refused:
+            for error in await self._read_singles([scope.single.topic]):
                 if not (absent_ok and error.code in (404, 410)):
                     raise error
-        elif not await self._compare_below(scope.prefix):
-            raise NoAnswerError(f"{scope.text}: objects come and go too fast for a complete copy: try again")
-        observed.complete = True
+        else:
+            return await self._compare_below(scope.prefix)
+        return True
+
+    async def _settle(self) -> None:
+        """Wait for the retained snapshots: until no more come, but no longer than for an answer."""
+        begun = self.core.wire.time()
+        while True:
+            before = len(self.replica.topics())
+            await self.core.sleep(QUIET)
+            passed = self.core.wire.time() - begun
+            if passed >= self.core.timeout or (passed >= SETTLE and len(self.replica.topics()) == before):
+                return
 
     def release(self, observed: Observed) -> None:
         """Look at it no more; what nobody looks at is dropped."""
@@ -276,6 +325,7 @@ class Following:
         idle = [each for each in scope.filters if not self._filters[each]]
         for each in idle:
             del self._filters[each]
+        self.refused.difference_update(idle)
         self.core.unsubscribe([f"{verb}/{each}" for each in idle for verb in ("delta", "snapshot")])
         topics = (
             list(self.replica.topics())
@@ -307,7 +357,8 @@ class Following:
     async def resubscribe(self) -> None:
         """Subscribe to everything on a new connection."""
         self._extra.clear()
-        for each in await self._subscribe(sorted(self._filters)):
+        self.refused = set(await self._subscribe(sorted(self._filters)))
+        for each in self.refused:
             # What is not for this client any more is dropped; a comparison finds the rest.
             self.tell(self.replica.gone(each))
 

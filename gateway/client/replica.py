@@ -18,7 +18,7 @@ from gateway.objects import authority_of, parent_of, topic_of, url_of
 from gateway.patch import PatchError, apply_patch, changed_paths, depth_exceeds, merge, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 UNKNOWN = "unknown"
 """The status of an object whose gateway is offline: nobody can say."""
@@ -111,9 +111,13 @@ class _OfCopy:
 
 @dataclass(frozen=True, slots=True)
 class Created(_OfCopy):
-    """An object is there that was not: new, seen for the first time, or created again after its deletion."""
+    """An object is there that was not: new, seen for the first time, or created again after its deletion.
+
+    `new` says that it was created just now, as far as that is known: else it may have been there for long.
+    """
 
     copy: Copy
+    new: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +287,7 @@ class Replica:
         """The topics of all children of an object that anything is known of."""
         return tuple(self._children.get(topic, ()))
 
-    def topics(self) -> Iterable[str]:
+    def topics(self) -> Collection[str]:
         """The topics of all objects that anything is known of."""
         return self._entries.keys()
 
@@ -417,17 +421,17 @@ class Replica:
         except (PatchError, KeyError, TypeError, ValueError, AttributeError):
             entry.doubt = True
             return False
-        self._put(entry, copy, now, events)
+        self._put(entry, copy, now, events, new=delta.get("created") is True)
         return True
 
-    def _put(self, entry: _Entry, copy: Copy, now: float, events: list[Event]) -> None:
+    def _put(self, entry: _Entry, copy: Copy, now: float, events: list[Event], *, new: bool = False) -> None:
         """Hold another copy, and say what that changes."""
         before, entry.copy = entry.copy, copy
         entry.seen = max(entry.seen, copy.position)
         entry.heard = now
         if before is None or before.deleted:
             if not copy.deleted:
-                events.append(Created(copy))
+                events.append(Created(copy, new))
             return
         if copy.deleted:
             for child in sorted(self._children.get(copy.topic, ())):

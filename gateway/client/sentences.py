@@ -40,7 +40,7 @@ def refused_connection(target: Target, error: BaseException, reason: int | None,
         if isinstance(cause, ssl.SSLCertVerificationError):
             return NotConnectedError(
                 f"{where} shows a certificate that does not hold: {cause.verify_message}. "
-                "Give ca= the certificate of the authority that signed it, and connect to the name that it is made out to"
+                "Give ca= (`ctxt`: SSL_CERT_FILE) the certificate of the authority that signed it, and connect to the name that it is made out to"
             )
         if isinstance(cause, ssl.SSLError):
             return NotConnectedError(

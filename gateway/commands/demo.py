@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway import demo as house
+from gateway.client.scopes import Scope
+from gateway.client.target import Target
 from gateway.commands.changes import text as value_text
-from gateway.commands.connection import Target
 from gateway.commands.observe import Change, Follower, line_of, show
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.run import built
-from gateway.commands.scopes import Scope
 from gateway.commands.terminal import age, is_terminal, out, printable, status_text, write_note
 from gateway.credentials import Credentials, generate_password
 from gateway.links.link import LinkError
@@ -82,7 +82,11 @@ async def _show(folder: Path, port: int, duration: float | None) -> None:
     follower = Follower(target, [Scope.below(HEAD)], PATIENCE, tell=_ignore, note=_ignore)
     _introduce(port)
     looking = asyncio.create_task(_draw(follower, service) if is_terminal() else _print(follower))
-    work = [asyncio.create_task(follower.follow()), *(asyncio.create_task(life.live()) for life in lives), looking]
+    work = [
+        asyncio.create_task(follower.follow()),
+        *(asyncio.create_task(_live(life, follower)) for life in lives),
+        looking,
+    ]
     try:
         await _until(asked, duration, work, service)
     finally:
@@ -100,6 +104,12 @@ async def _show(folder: Path, port: int, duration: float | None) -> None:
                 task.exception()
     reports = sum(life.reports for life in lives)
     write_note(f"{reports:,} reports, {service.counters.commits:,} transactions; the demo's folder is removed")
+
+
+async def _live(life: house.Life, follower: Follower) -> None:
+    """A device comes to life when somebody looks: so all of it is seen."""
+    await follower.begun.wait()
+    await life.live()
 
 
 def _ignore(_said: object) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from rich.text import Text
 
-from gateway.commands.connection import Connection, Target, connected
+from gateway.client.scopes import Scope
+from gateway.commands.connection import WITH_A_NAME, Connection, connected
 from gateway.commands.outcome import CommandError, Exit
-from gateway.commands.scopes import Scope, address, report_of, url_of
+from gateway.commands.scopes import address, below, report_of
 from gateway.commands.terminal import (
     age,
     fits,
@@ -31,11 +32,14 @@ from gateway.commands.terminal import (
     write_note,
 )
 from gateway.messages import instant
+from gateway.objects import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
+
+    from gateway.client.target import Target
 
 MARKER = "gateway/+"
 """Retained by every gateway: it arrives behind the snapshots that were asked for before it."""
@@ -98,9 +102,9 @@ async def report(target: Target, url: str, said: Said, *, patience: float, verbo
         if said.stdin:
             await _report_lines(connection, place.topic, verbose=verbose)
             return
-        verdict = await connection.report(place.topic, payload)
-    if not verdict.accepted:
-        raise CommandError(verdict.exit, f"{place.url} is not changed: {verdict}")
+        refusal = await connection.report(place.topic, payload)
+    if refusal is not None:
+        raise CommandError(refusal.code, f"{place.url} is not changed: {refusal}")
     if verbose:
         write_note(f"{place.url}: accepted and stored ({len(payload):,} bytes, as {target.client!r})")
 
@@ -116,12 +120,12 @@ async def _report_lines(connection: Connection, topic: str, *, verbose: bool) ->
         text = line.strip()
         if not text:
             continue
-        verdict = await connection.report(topic, _line_payload(text, number))
+        refusal = await connection.report(topic, _line_payload(text, number))
         sent += 1
-        if not verdict.accepted:
+        if refusal is not None:
             refused += 1
-            first = first or verdict.exit
-            write_error(f"line {number}: {url} is not changed: {verdict}")
+            first = first or refusal.code
+            write_error(f"line {number}: {url} is not changed: {refusal}")
     if refused:
         raise CommandError(first, f"{refused:,} of {sent:,} reports were refused")
     if verbose:
@@ -241,24 +245,28 @@ def schema_name(url: str | None) -> str:
 
 async def retained(connection: Connection, scope: Scope) -> list[dict[str, Any]]:
     """The retained snapshots and tombstones of a scope, sorted by URL: how a client without a name reads."""
-    topics = [f"snapshot/{each}" for each in scope.filters]
-    await connection.subscribe(*topics)
+    messages = connection.listen()
+    await connection.subscribe(*(f"snapshot/{each}" for each in scope.filters))
+    # The library asks for the marker too, when it connects: that one says nothing.
+    early = messages.qsize()
     await connection.subscribe(MARKER)
     found: dict[str, dict[str, Any]] = {}
     deadline = time.monotonic() + connection.timeout
     marked = False
     while (left := deadline - time.monotonic()) > 0:
         try:
-            message = await asyncio.wait_for(connection.messages.get(), min(left, QUIET) if marked else left)
+            message = await asyncio.wait_for(messages.get(), min(left, QUIET) if marked else left)
         except TimeoutError:
             break
         if message is None:
             raise connection.gone()
-        if connection.target.without_prefix(message.topic.value).startswith("gateway/"):
-            marked = True
+        early -= 1
+        topic, payload = message
+        if topic.startswith("gateway/"):
+            marked = marked or early < 0
             continue
-        if message.payload:
-            snapshot = orjson.loads(message.payload)
+        if payload:
+            snapshot = orjson.loads(payload)
             if scope.holds(snapshot["url"]):
                 found[snapshot["url"]] = snapshot
                 deadline = time.monotonic() + connection.timeout
@@ -296,7 +304,7 @@ class Wanted:
 
 async def show_all(target: Target, wanted: Wanted, *, patience: float, json: bool) -> None:
     """List the objects that the client may see, and prove that the list is complete. Raises CommandError."""
-    scope = Scope.below(wanted.prefix)
+    scope = below(wanted.prefix)
     async with connected(target, patience) as connection:
         if target.name is None:
             listed = await _list_retained(connection, scope, wanted)
@@ -381,7 +389,7 @@ async def _list_retained(connection: Connection, scope: Scope, wanted: Wanted) -
     if wanted.mine:
         raise CommandError(
             Exit.USAGE,
-            "--mine needs a name: give --connect mqtt://NAME:PASSWORD@HOST (or CTXT_CONNECT and CTXT_PASSWORD)",
+            f"--mine needs a name: {WITH_A_NAME}",
         )
     keys = ("url", "schema", "reporter", "epoch", "version", "status", "name", "modified")
     return [

@@ -1,14 +1,14 @@
-"""What a command is about: one object, or all below a prefix; and the shell's way of writing a report. Pure."""
+"""What a command is about, and the shell's way of writing a report. Pure."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.address import CHILDREN, Address, AddressError
+from gateway.address import Address, AddressError
+from gateway.client.scopes import Scope
 from gateway.commands.outcome import CommandError, Exit
 
 if TYPE_CHECKING:
@@ -25,76 +25,20 @@ def address(url: str) -> Address:
         raise CommandError(Exit.INVALID, str(error)) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The objects that a command is about. `prefix` is what `discover` and `read` take ("" for everything).
-
-    `filters` are MQTT filters of object topics; an object's own are exactly `{object}` and `{object}/children/#`.
-    """
-
-    text: str
-    prefix: str
-    filters: tuple[str, ...]
-    single: Address | None = None
-
-    @classmethod
-    def one(cls, url: str) -> Scope:
-        """One object and its children. Raises CommandError (6)."""
-        found = address(url)
-        filters = (found.topic,) if found.is_child else (found.topic, f"{found.topic}/{CHILDREN}/#")
-        return cls(found.url, found.url, filters, found)
-
-    @classmethod
-    def below(cls, text: str) -> Scope:
-        """A prefix: everything (""), a scheme, an authority, or a URL; one that ends in `/` leaves out the object itself.
-
-        A final `**` (or `*`) is the same as nothing there. Raises CommandError (6).
-        """
-        bare = text.rstrip("*")
-        if bare in ("", "/"):
-            return cls(text or "**", "", ("#",))
-        scheme = bare.rstrip("/").removesuffix(":")
-        if scheme.isalnum() and scheme.isascii() and "://" in bare:
-            return cls(text, f"{scheme.lower()}://", (f"{scheme.lower()}/#",))
-        stem = bare.rstrip("/")
-        normal = _normal(stem)
-        topic = normal.replace("://", "/", 1)
-        ends = "/" if bare.endswith("/") else ""
-        return cls(normal + ends, normal + ends, (f"{topic}/#",))
-
-    @classmethod
-    def parse(cls, text: str) -> Scope:
-        """One object's URL, or a prefix that ends in `/`, `*` or `**`. Raises CommandError (6)."""
-        if text.endswith(("/", "*")):
-            return cls.below(text)
-        return cls.one(text)
-
-    def holds(self, url: str) -> bool:
-        """Whether an object's URL belongs to the scope."""
-        if self.single is not None:
-            return url == self.prefix or url.startswith(f"{self.prefix}/{CHILDREN}/")
-        if not self.prefix or self.prefix.endswith("/"):
-            return url.startswith(self.prefix)
-        return url == self.prefix or url.startswith(self.prefix + "/")
-
-
-def _normal(stem: str) -> str:
-    """The normal form of what may end before an object's name does."""
+def scope(text: str) -> Scope:
+    """One object, or what ends in `/`, `*` or `**`: all below. Raises CommandError (6)."""
     try:
-        return Address.parse(stem).url
+        return Scope.parse(text)
     except AddressError as error:
-        first = error
-    for rest in ("/x", "/x/x", "/x/x/x"):
-        try:
-            return Address.parse(stem + rest).url.removesuffix(rest)
-        except AddressError:
-            continue
-    raise CommandError(Exit.INVALID, str(first))
+        raise CommandError(Exit.INVALID, str(error)) from error
 
 
-def url_of(topic: str) -> str:
-    """An object topic's URL."""
-    return topic.replace("/", "://", 1)
+def below(prefix: str) -> Scope:
+    """Everything below a prefix. Raises CommandError (6)."""
+    try:
+        return Scope.below(prefix)
+    except AddressError as error:
+        raise CommandError(Exit.INVALID, str(error)) from error
 
 
 def report_of(assignments: Iterable[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import orjson
 from rich.text import Text
 
 from gateway.commands.acl import until
-from gateway.commands.connection import Target, connected
+from gateway.commands.connection import connected
 from gateway.commands.objects import schema_name
 from gateway.commands.outcome import CommandError, Exit
 from gateway.commands.scopes import address
@@ -31,6 +31,8 @@ from gateway.messages import instant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from gateway.client.target import Target
 
 LATER = "what waits is decided when the other one says so: `--wait SECONDS` waits for it"
 

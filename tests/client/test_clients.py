@@ -26,9 +26,12 @@ from gateway.client import (
     UsageError,
 )
 from gateway.ulid import ulid
+from tests.client.conftest import SETTINGS
+from tests.inside import PASSWORD, inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.client.conftest import Place
     from tests.client.edges import Edge
@@ -235,6 +238,32 @@ def test_a_lost_connection_comes_back_and_everything_is_in_sync(place: Place, ed
             assert seen.status == "live"
 
 
+def test_what_is_refused_when_the_connection_is_back_is_not_in_sync(place: Place, edge: Edge) -> None:
+    url = fresh("ana", "comm")
+    with edge.connect(place.url("ana")) as ana, edge.connect(place.url("rui", cuttable=True)) as rui:
+        chat = ana.create(url, data={"status": "open"}, observers=["rui"])
+        events = rui.events(timeout=PATIENCE)
+        with rui.observe(url) as seen:
+            assert seen.in_sync
+            place.wire.stall()
+            place.wire.cut()
+            until(lambda: not rui.connected)
+            chat.revoke("rui")
+            place.wire.flow()
+            while next(events) != Connected(again=True):
+                pass
+            until(lambda: seen.copy is None)
+            time.sleep(2)  # the comparison comes, and is no proof
+            assert not seen.in_sync
+            # Whoever is let in again and observes it again subscribes again, for both.
+            chat.invite("rui")
+            with rui.observe(url) as again:
+                assert again.in_sync
+                chat.update({"status": "paused"})
+                assert seen.wait_for(lambda data: data == {"status": "paused"}, PATIENCE)
+                until(lambda: seen.in_sync)
+
+
 def test_what_is_said_offline_is_sent_at_last_with_its_own_time(place: Place, edge: Edge) -> None:
     url = fresh("ana")
     with edge.connect(place.url("ana", cuttable=True)) as ana, edge.connect(place.url("ana")) as twin:
@@ -429,3 +458,24 @@ def test_old_mqtt_does_it_too(place: Place, edge: Edge) -> None:
             assert seen.wait_for(lambda data: data == reading(2), PATIENCE)
             room.update(reading({}))
             assert isinstance(next(events), Rejection)
+
+
+def test_who_has_no_name_has_all_copies_however_long_they_take(
+    edge: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if thousands of snapshots took longer than a second.
+    monkeypatch.setattr("gateway.client.following.SETTLE", 0.001)
+    anybody = SETTINGS.replace('observe = ["*"]', 'observe = ["*", "anonymous"]') + "[broker]\nanonymous = true\n"
+    with inside(tmp_path, anybody, "ana") as gateway:
+        word = PASSWORD.replace(" ", "%20")
+        with edge.connect(f"mqtt://ana:{word}@127.0.0.1:{gateway.port}") as ana:
+            urls = {f"ctxt://home.local/ana/{number}" for number in range(1500)}
+            for url in urls:
+                ana.reporter(url).update(reading(1))
+        with edge.connect(f"mqtt://127.0.0.1:{gateway.port}") as nobody:
+            with nobody.observe_all("ctxt://home.local/") as seen:
+                assert {copy.url for copy in seen} == urls
+            with nobody.observe("ctxt://home.local/ana/7") as one:
+                assert one.data == reading(1)
+            with pytest.raises(RefusedError, match="404"):
+                nobody.observe("ctxt://home.local/ana/nothing").__enter__()

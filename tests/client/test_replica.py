@@ -94,6 +94,7 @@ def test_a_snapshot_makes_a_copy() -> None:
     events = side.snapshot(3, {"a": 1}, description="warm", tags=["x"], resources=["y"])
     copy = side.held()
     assert events == [Created(copy)]
+    assert [event.new for event in events if isinstance(event, Created)] == [False]
     assert (copy.epoch, copy.version, copy.data, copy.status, copy.reporter) == (1, 3, {"a": 1}, "live", "anna")
     assert (copy.url, copy.name, copy.description, copy.tags, copy.resources) == (
         url_of(ROOM),
@@ -172,7 +173,9 @@ def test_a_change_from_one_to_true_is_a_change() -> None:
 
 def test_a_creation_needs_no_snapshot() -> None:
     side = Side()
-    assert side.created(1, {"a": 1}) == [Created(side.held())]
+    events = side.created(1, {"a": 1})
+    assert events == [Created(side.held())]
+    assert [event.new for event in events if isinstance(event, Created)] == [True]
     assert (side.held().data, side.held().name, side.held().reporter, side.held().schema) == (
         {"a": 1},
         "room",
