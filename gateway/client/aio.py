@@ -231,8 +231,17 @@ class Connection:
         outbox: Outbox | None = None,
         tls: ssl.SSLContext | None = None,
         client_id: str | None = None,
+        topic_escape: str = "",
     ) -> None:
-        self.core = Core(self, target, timeout=timeout, presence=presence, outbox=outbox, replies=protocol == "5")
+        self.core = Core(
+            self,
+            target,
+            timeout=timeout,
+            presence=presence,
+            outbox=outbox,
+            replies=protocol == "5",
+            escape=topic_escape,
+        )
         self._target = target
         self._timeout = timeout
         self._keepalive = keepalive
@@ -339,7 +348,7 @@ class Connection:
         target = self._target
         will = None
         if self.core.presence:
-            will = aiomqtt.Will(target.topic(f"presence/{target.name}"), b"offline", qos=1, retain=True)
+            will = aiomqtt.Will(self.core.topic(f"presence/{target.name}"), b"offline", qos=1, retain=True)
         client = mqtt(
             target,
             timeout=self._timeout,

@@ -137,10 +137,18 @@ class Client:
         self._feeds.append(feed)
         return Events(feed, timeout)
 
-    def _attach(self, sinks: list[Callable[[Any], None]], callback: Callable[[Any], None]) -> Callable[[], None]:
+    def _attach(
+        self, sinks: list[Callable[[Any], None]], callback: Callable[[Any], None], *, pending: bool = False
+    ) -> Callable[[], None]:
         connection = self._connection
         sink = connection.call(callback)
-        connection.do(lambda: sinks.append(sink))
+
+        def attach() -> None:
+            for item in list(connection.core.pending.values()) if pending else ():
+                sink(item)
+            sinks.append(sink)
+
+        connection.do(attach)
 
         def detach() -> None:
             connection.do(lambda: sinks.remove(sink) if sink in sinks else None)
@@ -341,6 +349,23 @@ class Client:
             timeout,
         )
 
+    def _decide(self, handler: Callable[[SubscriptionRequest], Any], request: SubscriptionRequest) -> None:
+        description = None
+        try:
+            wanted = handler(request)
+        except RefusedError as error:
+            wanted, description = False, error.description
+        except Exception:  # noqa: BLE001 - whatever an application's handler does
+            LOG.exception("the handler of requests for %s failed", request.resource)
+            return
+        try:
+            if wanted:
+                self.accept(request)
+            else:
+                self.reject(request, description)
+        except ClientError as error:
+            LOG.warning("the decision about %r was not taken: %s", request.client, error)
+
     def _act(self, handler: Callable[[Action], Any], action: Action) -> None:
         code, body, description = 200, None, None
         try:
@@ -435,6 +460,16 @@ class Reporter:
     def actions(self, timeout: float | None = None) -> Events[Action]:
         """What others ask it to do, from now on."""
         return self._client._about(self.url, (Action,), timeout)
+
+    def on_request(self, handler: Callable[[SubscriptionRequest], Any]) -> Callable[[], None]:
+        """Let `handler(request)` decide who may observe, on the thread for callbacks: true accepts, false or RefusedError rejects."""
+        url = self.url
+
+        def decide(event: Any) -> None:
+            if isinstance(event, SubscriptionRequest) and event.resource == url:
+                self._client._decide(handler, event)
+
+        return self._client._attach(self._reporting.core.sinks, decide, pending=True)
 
     def on_action(self, handler: Callable[[Action], Any]) -> Callable[[], None]:
         """Let `handler(action)` do what others ask for, on the thread for callbacks; what it returns is the answer's body."""
@@ -644,6 +679,7 @@ def connect(
     presence: bool = True,
     queue: Outbox | str | PathLike[str] | None = None,
     client_id: str | None = None,
+    topic_escape: str = "",
     wait: bool = False,
 ) -> Client:
     """Make a client of the gateway at `url`; it connects in `with`. All arguments are those of `gateway.client.connect`."""
@@ -660,5 +696,6 @@ def connect(
         presence=presence,
         queue=queue,
         client_id=client_id,
+        topic_escape=topic_escape,
     )
     return Client(target, chosen, wait=wait)

@@ -14,7 +14,7 @@ from gateway.client.core import LOG
 from gateway.client.errors import ClientError, RefusedError, UsageError
 from gateway.client.feed import Feed
 from gateway.client.following import Observed
-from gateway.client.inbox import Action, Missed
+from gateway.client.inbox import Action, Missed, SubscriptionRequest
 from gateway.client.observer import Copies, Observer
 from gateway.client.outbox import Outbox
 from gateway.client.reporter import Reporter
@@ -366,6 +366,37 @@ class Client:
 
         return _attach(self._core.sinks, sink)
 
+    def _answer_requests(self, url: str, handler: Callable[[SubscriptionRequest], Any]) -> Callable[[], None]:
+        """Let a handler decide who may observe."""
+
+        def sink(event: Any) -> None:
+            if isinstance(event, SubscriptionRequest) and event.resource == url:
+                self._later(self._decide(handler, event))
+
+        core = self._core
+        for item in list(core.pending.values()):
+            sink(item)
+        return _attach(core.sinks, sink)
+
+    async def _decide(self, handler: Callable[[SubscriptionRequest], Any], request: SubscriptionRequest) -> None:
+        description = None
+        try:
+            wanted = handler(request)
+            if inspect.isawaitable(wanted):
+                wanted = await wanted
+        except RefusedError as error:
+            wanted, description = False, error.description
+        except Exception:  # noqa: BLE001 - whatever an application's handler does
+            LOG.exception("the handler of requests for %s failed", request.resource)
+            return
+        try:
+            if wanted:
+                await self.accept(request)
+            else:
+                await self.reject(request, description)
+        except ClientError as error:
+            LOG.warning("the decision about %r was not taken: %s", request.client, error)
+
     async def _act(self, handler: Callable[[Action], Any], action: Action) -> None:
         code, body, description = 200, None, None
         try:
@@ -412,6 +443,7 @@ def connect(
     presence: bool = True,
     queue: Outbox | str | PathLike[str] | None = None,
     client_id: str | None = None,
+    topic_escape: str = "",
     wait: bool = False,
 ) -> Client:
     """Make a client of the gateway at `url`; it connects in `async with`.
@@ -420,7 +452,8 @@ def connect(
     WebSocket's); a missing password comes from the environment's CTXT_PASSWORD. `ca`, `certificate`, `key` are PEM files for TLS.
     `timeout`: seconds for the connection and for each answer. `presence`: tell the gateway when this client is online, so that
     its objects become `disconnected` when it is lost. `queue`: keep all reports in this file while there is no connection, instead
-    of each object's latest state in memory. `wait`: begin without a connection where there is none yet.
+    of each object's latest state in memory. `wait`: begin without a connection where there is none yet. `topic_escape`: what the
+    gateway's `link.topic_escape` says, on a broker where topics cannot have all characters ("." on RabbitMQ and nats-server).
     Raises UsageError for what cannot be.
     """
     target, chosen = options(
@@ -436,6 +469,7 @@ def connect(
         presence=presence,
         queue=queue,
         client_id=client_id,
+        topic_escape=topic_escape,
     )
     return Client(target, chosen, wait=wait)
 
@@ -454,6 +488,7 @@ def options(
     presence: bool,
     queue: Outbox | str | PathLike[str] | None,
     client_id: str | None,
+    topic_escape: str,
 ) -> tuple[Target, dict[str, Any]]:
     """Checked arguments, for both edges. Raises UsageError."""
     if protocol not in ("5", "3.1.1"):
@@ -478,4 +513,5 @@ def options(
         "outbox": queue if queue is None or isinstance(queue, Outbox) else Outbox(queue),
         "tls": tls_context(ca, certificate, key) if target.encrypted else None,
         "client_id": client_id,
+        "topic_escape": topic_escape,
     }

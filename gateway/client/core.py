@@ -19,6 +19,7 @@ from gateway.client.following import Following
 from gateway.client.inbox import Action, Connected, Delegation, Disconnected, Invitation, Revoked, SubscriptionRequest
 from gateway.client.payload import encode
 from gateway.client.promise import CancelledError, Driven, Promise, Turn, drive
+from gateway.topics import Escape
 from gateway.ulid import ulid
 
 if TYPE_CHECKING:
@@ -145,11 +146,20 @@ class Core:
     """One client of the gateway over connections that come and go."""
 
     def __init__(
-        self, wire: Wire, target: Target, *, timeout: float, presence: bool, outbox: Outbox | None, replies: bool
+        self,
+        wire: Wire,
+        target: Target,
+        *,
+        timeout: float,
+        presence: bool,
+        outbox: Outbox | None,
+        replies: bool,
+        escape: str,
     ) -> None:
         """`timeout`: seconds for an answer. `presence`: tell when it is online. `outbox`: where reports wait, else the latest counts.
 
-        `replies`: answers come where they are asked to (MQTT 5), else all into the inbox.
+        `replies`: answers come where they are asked to (MQTT 5), else all into the inbox. `escape`: characters that are percent-encoded in
+        topics on that broker.
         """
         self.wire = wire
         self.target = target
@@ -182,10 +192,11 @@ class Core:
         self._asked: dict[str, Promise[dict[str, Any]]] = {}
         self._work: set[Driven[Any]] = set()
         self._flush_turn = Turn()
+        self._escape = Escape(escape, target.topic(""))
         self._inbox = f"inbox/{target.client}"
         self._replies = f"{self._inbox}/ctxt-{secrets.token_hex(6)}"
-        self._inbox_topic = target.topic(self._inbox)
-        self._replies_topic = target.topic(self._replies)
+        self._inbox_topic = self.topic(self._inbox)
+        self._replies_topic = self.topic(self._replies)
 
     # ---- the edge's side -----------------------------------------------------------------------------------------------
 
@@ -209,7 +220,11 @@ class Core:
             self._answered(payload)
         elif topic == self._inbox_topic:
             self._told(payload)
-        elif self.tap is None:
+        else:
+            self._copied(self._escape.plain(topic) if self._escape else topic, payload)
+
+    def _copied(self, topic: str, payload: bytes) -> None:
+        if self.tap is None:
             self.following.feed(topic, payload)
         else:
             self.tap(topic, payload)
@@ -351,12 +366,16 @@ class Core:
         for item in body.get("pending", ()):
             self._heard(item)
 
+    def topic(self, rest: str) -> str:
+        """A topic of the gateway's as it is on this broker."""
+        return self._escape.escaped(self.target.topic(rest))
+
     # ---- packets -------------------------------------------------------------------------------------------------------
 
     async def subscribe(self, filters: Sequence[str]) -> Sequence[int]:
         """Subscribe in one SUBSCRIBE, and return its reason codes. Raises NotConnectedError, NoAnswerError."""
         promise: Promise[Sequence[int]] = Promise()
-        packet = self.wire.subscribe([self.target.topic(each) for each in filters])
+        packet = self.wire.subscribe([self.topic(each) for each in filters])
         self._subscribed[packet] = promise
         try:
             return await self.within(promise, self.timeout, self._silent)
@@ -366,13 +385,13 @@ class Core:
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe; whatever the broker says to that."""
         if self.connected and filters:
-            self.wire.unsubscribe([self.target.topic(each) for each in filters])
+            self.wire.unsubscribe([self.topic(each) for each in filters])
 
     async def _send(self, topic: str, payload: bytes, **rest: Any) -> Verdict:
         """Publish at QoS 1 and wait for the PUBACK. Raises NotConnectedError, NoAnswerError."""
         self._fits(topic, payload)
         promise: Promise[Verdict] = Promise()
-        packet = self.wire.publish(self.target.topic(topic), payload, **rest)
+        packet = self.wire.publish(self.topic(topic), payload, **rest)
         self._acknowledged[packet] = promise
         try:
             return await self.within(promise, self.timeout, self._silent)
@@ -461,7 +480,7 @@ class Core:
         self._asked[number] = first
         try:
             packet = self.wire.publish(
-                self.target.topic(f"request/{self.target.name}"),
+                self.topic(f"request/{self.target.name}"),
                 text,
                 response_topic=self._replies_topic,
                 correlation=number.encode(),

@@ -113,6 +113,14 @@ class Reporter:
         """What others ask it to do, from now on: `await client.respond(action, body)`."""
         return self._client._about(self.url, (Action,))
 
+    def on_request(self, handler: Callable[[SubscriptionRequest], Any]) -> Callable[[], None]:
+        """Let `handler(request)` (a function or a coroutine function) decide who may observe: true accepts, false rejects.
+
+        RefusedError raised in it rejects and says why; after any other exception, which is logged, the request waits on. What is returned
+        ends that.
+        """
+        return self._client._answer_requests(self.url, handler)
+
     def on_action(self, handler: Callable[[Action], Any]) -> Callable[[], None]:
         """Let `handler(action)` (a function or a coroutine function) do what others ask for; what it returns is the answer's body.
 

@@ -61,8 +61,17 @@ class Connection:
         outbox: Outbox | None = None,
         tls: ssl.SSLContext | None = None,
         client_id: str | None = None,
+        topic_escape: str = "",
     ) -> None:
-        self.core = Core(self, target, timeout=timeout, presence=presence, outbox=outbox, replies=protocol == "5")
+        self.core = Core(
+            self,
+            target,
+            timeout=timeout,
+            presence=presence,
+            outbox=outbox,
+            replies=protocol == "5",
+            escape=topic_escape,
+        )
         self._target = target
         self._timeout = timeout
         self._keepalive = keepalive
@@ -203,7 +212,7 @@ class Connection:
         if target.scheme in ("ws", "wss"):
             client.ws_set_options(path=target.path)
         if self.core.presence:
-            client.will_set(target.topic(f"presence/{target.name}"), b"offline", 1, retain=True)
+            client.will_set(self.core.topic(f"presence/{target.name}"), b"offline", 1, retain=True)
         client.on_socket_open = lambda _client, _userdata, sock: send_at_once(sock)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect

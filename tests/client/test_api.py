@@ -50,7 +50,7 @@ PINNED = [
 METHODS = {
     "Client": """accept close connected create delegate discover dropped events execute held name observe observe_all on_event owned pending read
     reject reporter request respond resume subscribe unsubscribe wait_connected""",
-    "Reporter": """actions add_child data delegate delete describe edit held invite on_action patch read requests revoke update url""",
+    "Reporter": """actions add_child data delegate delete describe edit held invite on_action on_request patch read requests revoke update url""",
     "Observer": """add_child changes children close copy data epoch execute in_sync on_change reporter status url version wait_for""",
     "Copies": """changes close get in_sync on_change status wait_for""",
 }

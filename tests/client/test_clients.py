@@ -26,8 +26,10 @@ from gateway.client import (
     UsageError,
 )
 from gateway.ulid import ulid
-from tests.client.conftest import SETTINGS
+from tests.client.conftest import NAMES, SETTINGS
 from tests.inside import PASSWORD, inside
+from tests.links.world import ALLOW_ALL, OPEN
+from tests.running import mosquitto, need
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -479,3 +481,51 @@ def test_who_has_no_name_has_all_copies_however_long_they_take(
                 assert one.data == reading(1)
             with pytest.raises(RefusedError, match="404"):
                 nobody.observe("ctxt://home.local/ana/nothing").__enter__()
+
+
+def test_a_handler_decides_who_observes(place: Place, edge: Edge) -> None:
+    url = fresh("ana", "comm")
+    with (
+        edge.connect(place.url("ana")) as ana,
+        edge.connect(place.url("rui")) as rui,
+        edge.connect(place.url("eva")) as eva,
+        edge.connect(place.url("zoe")) as zoe,
+    ):
+        chat = ana.create(url, data={"status": "open"})
+        with pytest.raises(NoAnswerError):
+            rui.subscribe(url, wait=0.2)
+
+        def decide(request: Any) -> bool:
+            if request.client == "zoe":
+                raise RefusedError(403, "not you")
+            return bool(request.client == "rui")
+
+        chat.on_request(decide)
+        assert until(lambda: _subscribed(rui, url))["url"] == url
+        with pytest.raises(RefusedError, match="403"):
+            eva.subscribe(url, wait=10)
+        with pytest.raises(RefusedError, match=r"403 .*'ana' has rejected it: not you"):
+            zoe.subscribe(url, wait=10)
+
+
+def _subscribed(client: Any, url: str) -> Any:
+    try:
+        return client.subscribe(url, wait=5)
+    except (NoAnswerError, RefusedError):
+        return None
+
+
+def test_a_broker_whose_topics_cannot_have_all_characters(edge: Edge, tmp_path: Any) -> None:
+    need("mosquitto", "mosquitto")
+    settings = SETTINGS + OPEN + 'topic_escape = ".-"\n'
+    with mosquitto(tmp_path, ALLOW_ALL) as broker:
+        outside = f"mqtt://127.0.0.1:{broker.port}"
+        with inside(tmp_path / "gateway", settings, *NAMES, url=outside):
+            options = {"topic_escape": ".-"}
+            url = f"mqtt://ana:x@127.0.0.1:{broker.port}"
+            with edge.connect(url, **options) as ana, edge.connect(url, **options, presence=False) as twin:
+                room = ana.create("ctxt://home.local/ana/living-room", data=reading(1))
+                with twin.observe(room.url) as seen, twin.observe_all("ctxt://home.local/") as home:
+                    room.update(reading(2))
+                    assert seen.wait_for(lambda data: data == reading(2), PATIENCE)
+                    assert [copy.url for copy in home] == [room.url]
