@@ -31,7 +31,7 @@ from gateway.commands.scopes import report_of
 from gateway.commands.terminal import age, printable
 from gateway.patch import merge
 from gateway.ulid import ulid
-from tests.running import HOST, OWN_NAMESPACE, Gateway, free_port, gateway
+from tests.running import HOST, OWN_NAMESPACE, Gateway, free_port, gateway, mosquitto, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -740,6 +740,22 @@ def test_an_observer_tells_people_that_the_gateway_goes_and_comes_back(tmp_path:
             assert line(process) == "ctxt://home.local/sensor/x  t 1 → 2"
             assert report(house, "sensor/y", "t=1") == 0
             assert line(process) == "ctxt://home.local/sensor/y  created  t 1"
+
+
+def test_an_observer_where_no_gateway_is_waits_for_it_and_says_so(tmp_path: Path) -> None:
+    need("mosquitto", "mosquitto")
+    with mosquitto(tmp_path) as broker:
+        where = {"CTXT_CONNECT": f"mqtt://ana:x@{HOST}:{broker.port}"}
+        result = ctxt("report", "ctxt://home.local/ana/x", "t=1", env=where)
+        assert (result.returncode, "no gateway at" in one_sentence(result)) == (Exit.NO_CONNECTION, True)
+        with subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", "observe", "ctxt://home.local/ana/"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ(**where),
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            assert "no gateway has announced itself" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == Exit.INTERRUPTED
 
 
 def test_an_observer_that_is_not_admitted_any_more_ends_with_4(house: Gateway) -> None:

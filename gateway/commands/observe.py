@@ -96,6 +96,11 @@ class Follower:
                     await self._library.run(self._following.watch(observed, self._patience))
                 self._replay()
                 self.begun.set()
+                if not self._following.replica.gateways:
+                    self._say(
+                        self._note,
+                        f"no gateway has announced itself at {self._target.where}: start it with `ctxt run`; waiting for it",
+                    )
                 await self._look_for_singles()
             await self._end
         finally:
