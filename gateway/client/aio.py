@@ -16,7 +16,7 @@ import aiomqtt
 from aiomqtt.client import ProtocolVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gateway.client.core import FIRST_PAUSE, LONGEST_PAUSE, STABLE, Core, Verdict
+from gateway.client.core import FIRST_PAUSE, LONGEST_PAUSE, MOST_ON_THEIR_WAY, STABLE, Core, Verdict
 from gateway.client.errors import ClientError, NotConnectedError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
@@ -94,7 +94,9 @@ class Mqtt(aiomqtt.Client):
         first = not self._connected.done()
         super()._on_connect(client, userdata, flags, reason_code, properties)
         if first and self.core is not None and reason_code.value == 0:
-            self.core.opened(getattr(properties, "MaximumPacketSize", None))
+            self.core.opened(
+                getattr(properties, "MaximumPacketSize", None), getattr(properties, "ReceiveMaximum", None)
+            )
 
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
@@ -211,6 +213,7 @@ def mqtt(
         websocket_path=target.path if web else None,
         tls_context=(tls or ssl.create_default_context()) if target.encrypted else None,
         will=will,
+        max_inflight_messages=MOST_ON_THEIR_WAY,
         keepalive=keepalive,
         timeout=timeout,
         logger=QUIET,

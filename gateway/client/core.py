@@ -51,6 +51,12 @@ ROOM = 1024
 AGAIN = 0.1
 """Seconds after which a request is asked again whose connection was lost."""
 
+MOST_ON_THEIR_WAY = 200
+"""Messages of QoS 1 that are sent before the first of them is acknowledged; the broker may want fewer (its receive maximum)."""
+
+FEW = 20
+"""The same where the broker does not say: MQTT 3.1.1 has no word for it."""
+
 WINDOW = 20
 """Objects whose latest states are sent at the same time."""
 
@@ -192,6 +198,7 @@ class Core:
         self._asked: dict[str, Promise[dict[str, Any]]] = {}
         self._work: set[Driven[Any]] = set()
         self._flush_turn = Turn()
+        self._window = Turn(FEW)
         self._escape = Escape(escape, target.topic(""))
         self._inbox = f"inbox/{target.client}"
         self._replies = f"{self._inbox}/ctxt-{secrets.token_hex(6)}"
@@ -200,9 +207,10 @@ class Core:
 
     # ---- the edge's side -----------------------------------------------------------------------------------------------
 
-    def opened(self, largest: int | None) -> None:
-        """CONNACK has said yes; `largest` is its maximum packet size, None where there is no limit or no word for it."""
+    def opened(self, largest: int | None, receives: int | None) -> None:
+        """CONNACK has said yes; `largest` is its maximum packet size, `receives` its receive maximum, None where it does not say."""
         self.largest = largest or self._unsaid
+        self._window.size = min(receives or (MOST_ON_THEIR_WAY if self._own_replies else FEW), MOST_ON_THEIR_WAY)
         self.spawn(self._begin())
 
     def lost(self, error: ClientError, retry_in: float) -> None:
@@ -388,27 +396,34 @@ class Core:
             self.wire.unsubscribe([self.topic(each) for each in filters])
 
     async def _send(self, topic: str, payload: bytes, **rest: Any) -> Verdict:
-        """Publish at QoS 1 and wait for the PUBACK. Raises NotConnectedError, NoAnswerError."""
-        self._fits(topic, payload)
-        promise: Promise[Verdict] = Promise()
-        packet = self.wire.publish(self.topic(topic), payload, **rest)
-        self._acknowledged[packet] = promise
-        try:
-            return await self.within(promise, self.timeout, self._silent)
-        finally:
-            if self._acknowledged.get(packet) is promise:
-                del self._acknowledged[packet]
+        """Publish at QoS 1 and wait for the PUBACK. Raises NotConnectedError, NoAnswerError, RefusedError (413)."""
+        acknowledged = await self._publish(self.topic(topic), payload, **rest)
+        mine: Promise[Verdict] = Promise()
+        acknowledged.then(mine.follow)
+        return await self.within(mine, self.timeout, self._silent)
 
-    def _fits(self, topic: str, payload: bytes) -> None:
-        """What the broker would close the connection for is refused here [MQTT-3.2.2-24]."""
+    async def _publish(self, topic: str, payload: bytes, **rest: Any) -> Promise[Verdict]:
+        """Publish at QoS 1 as soon as the broker takes one more; what is kept with its PUBACK. Raises NotConnectedError, RefusedError (413)."""
         if len(payload) + 4 * len(topic) + ROOM > self.largest:
+            # The broker would close the connection for it [MQTT-3.2.2-24].
             raise RefusedError(
                 413, f"{len(payload):,} bytes are more than {self.target.where} takes in a packet ({self.largest:,})"
             )
+        await self._window.take()
+        promise: Promise[Verdict] = Promise()
+        promise.then(lambda _done: self._window.give())
+        try:
+            packet = self.wire.publish(topic, payload, **rest)
+        except BaseException as error:
+            promise.fail(error)
+            raise
+        self._acknowledged[packet] = promise
+        return promise
 
     def _silent(self) -> str:
         return (
-            f"{self.target.where} has not acknowledged within {self.timeout:g} s: is the network, or the broker, stuck?"
+            f"{self.target.where} has not acknowledged within {self.timeout:g} s: is the network, or the broker, stuck? "
+            "What was sent may still arrive"
         )
 
     # ---- reports -------------------------------------------------------------------------------------------------------
@@ -475,19 +490,16 @@ class Core:
     ) -> tuple[int, Any]:
         number = self.number()
         text = encode({"id": number, "type": kind, "body": body})
-        self._fits(self._inbox, text)
         first: Promise[dict[str, Any]] = Promise()
         self._asked[number] = first
         try:
-            packet = self.wire.publish(
+            acknowledged = await self._publish(
                 self.topic(f"request/{self.target.name}"),
                 text,
                 response_topic=self._replies_topic,
                 correlation=number.encode(),
             )
-            refused: Promise[Verdict] = Promise()
-            refused.then(lambda promise: self._not_taken(promise, first, kind))
-            self._acknowledged[packet] = refused
+            acknowledged.then(lambda promise: self._not_taken(promise, first, kind))
             answer = await self.within(first, seconds, lambda: self._unanswered(kind, limit))
             if answer.get("code") == 202 and decision is not None:
                 second: Promise[dict[str, Any]] = Promise()

@@ -47,6 +47,13 @@ class Promise(Generic[T]):
         for call in after:
             call(self)
 
+    def follow(self, other: Promise[T]) -> None:
+        """Become what another one has become."""
+        if other._error is None:
+            self.keep(other.result())
+        else:
+            self.fail(other._error)
+
     def then(self, call: Callable[[Promise[T]], None]) -> None:
         """Call when it is done; at once where it is."""
         if self.done:
@@ -115,16 +122,18 @@ def drive(coroutine: Coroutine[Promise[Any], Any, T]) -> Driven[T]:
 
 
 class Turn:
-    """One at a time, in the order of asking: `await turn.take()`, then `turn.give()`."""
+    """So many at a time, in the order of asking: `await turn.take()`, then `turn.give()`."""
 
-    def __init__(self) -> None:
-        self._taken = False
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+        """May be another number at any time."""
+        self._taken = 0
         self._waiting: deque[Promise[None]] = deque()
 
     async def take(self) -> None:
-        """Wait for the turn."""
-        if not self._taken:
-            self._taken = True
+        """Wait for a turn."""
+        if self._taken < self.size and not self._waiting:
+            self._taken += 1
             return
         promise: Promise[None] = Promise()
         self._waiting.append(promise)
@@ -138,8 +147,8 @@ class Turn:
             raise
 
     def give(self) -> None:
-        """Let the next one."""
-        if self._waiting:
+        """Let the next ones."""
+        self._taken -= 1
+        while self._waiting and self._taken < self.size:
+            self._taken += 1
             self._waiting.popleft().keep(None)
-        else:
-            self._taken = False

@@ -18,7 +18,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gateway.client.core import FIRST_PAUSE, LOG, LONGEST_PAUSE, STABLE, Core, Verdict
+from gateway.client.core import FIRST_PAUSE, LOG, LONGEST_PAUSE, MOST_ON_THEIR_WAY, STABLE, Core, Verdict
 from gateway.client.errors import ClientError, NotConnectedError, UsageError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
@@ -203,6 +203,7 @@ class Connection:
             reconnect_on_failure=False,
         )
         client.connect_timeout = self._timeout
+        client.max_inflight_messages_set(MOST_ON_THEIR_WAY)
         close_failed_handshakes(client)
         read_fast(client, self.core.received, old=self._old)
         if target.name is not None:
@@ -300,7 +301,7 @@ class Connection:
             return
         self._admitted = True
         first, self._first = self._first, None
-        self.core.opened(getattr(properties, "MaximumPacketSize", None))
+        self.core.opened(getattr(properties, "MaximumPacketSize", None), getattr(properties, "ReceiveMaximum", None))
         if first is not None:
             first.keep()
 
