@@ -48,6 +48,9 @@ LARGEST_OF_ALL = 268_435_455
 ROOM = 1024
 """Bytes of a PUBLISH beside topic and payload, at most."""
 
+FLUSH_AGAIN = 2.0
+"""Seconds until what the gateway could not take for now is sent again."""
+
 AGAIN = 0.1
 """Seconds after which a request is asked again whose connection was lost."""
 
@@ -198,6 +201,7 @@ class Core:
         self._asked: dict[str, Promise[dict[str, Any]]] = {}
         self._work: set[Driven[Any]] = set()
         self._flush_turn = Turn()
+        self._forget_flush: Callable[[], object] | None = None
         self._window = Turn(FEW)
         self._escape = Escape(escape, target.topic(""))
         self._inbox = f"inbox/{target.client}"
@@ -254,6 +258,8 @@ class Core:
         self.closed = True
         self.connected = False
         self.following.disconnected()
+        if self._forget_flush is not None:
+            self._forget_flush()
         for driven in list(self._work):
             driven.cancel()
         gone = NotConnectedError(f"the connection to {self.target.where} is closed")
@@ -451,6 +457,16 @@ class Core:
                     await driven
         finally:
             self._flush_turn.give()
+
+    def flush_later(self) -> None:
+        """Send again what the gateway could not take for now: it is away, or has no room or time."""
+        if self._forget_flush is None:
+            self._forget_flush = self.wire.later(FLUSH_AGAIN, self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._forget_flush = None
+        if self.connected:
+            self.spawn(self.flush())
 
     def number(self) -> str:
         """A new ULID."""

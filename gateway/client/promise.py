@@ -128,6 +128,7 @@ class Turn:
         self.size = size
         """May be another number at any time."""
         self._taken = 0
+        self._giving = False
         self._waiting: deque[Promise[None]] = deque()
 
     async def take(self) -> None:
@@ -149,6 +150,13 @@ class Turn:
     def give(self) -> None:
         """Let the next ones."""
         self._taken -= 1
-        while self._waiting and self._taken < self.size:
-            self._taken += 1
-            self._waiting.popleft().keep(None)
+        if self._giving:
+            # Whoever got its turn just now has given it back at once: the loop below goes on.
+            return
+        self._giving = True
+        try:
+            while self._waiting and self._taken < self.size:
+                self._taken += 1
+                self._waiting.popleft().keep(None)
+        finally:
+            self._giving = False

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 UNSURE = 100
 """States on their way that are remembered."""
 
-AGAIN = 30.0
-"""Seconds until a latest state that the gateway could not take for now is sent again."""
-
 
 class Reporting:
     """What one client reports of one object. `data` is what it has said last, whether it has arrived or waits."""
@@ -203,15 +200,12 @@ class Reporting:
             raise
         except RefusedError as error:
             if error.code in (429, 504, 507):
-                self._later()
+                self.core.flush_later()
                 return
             self.core.dropped += 1
             self._give_up(RefusedError(error.code, error.description, resource=self.url, place=error.place))
         except ClientError:
-            self._later()
-
-    def _later(self) -> None:
-        self.core.wire.later(AGAIN, lambda: self.core.spawn(self.core.flush()) if self.core.connected else None)
+            self.core.flush_later()
 
     def _give_up(self, error: RefusedError) -> None:
         self.held = False
