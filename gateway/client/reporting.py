@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.client.errors import ClientError, NotConnectedError, RefusedError
+from gateway.client.errors import ClientError, NotConnectedError, RefusedError, UsageError
 from gateway.client.inbox import Rejection
 from gateway.client.payload import encode
 from gateway.client.promise import Turn
@@ -83,7 +83,11 @@ class Reporting:
             self._apply(change)
             core.outbox.put(core.number(), self.topic, self._stamped(change, at))
             return False
-        before = self.data
+        before, blind = self.data, isinstance(change, list) and not self.known
+        if blind and (not core.connected or self.held):
+            raise UsageError(
+                f"{self.url}: a JSON Patch cannot wait for the connection before the object is known: send a merge patch, or begin with resume()"
+            )
         self._apply(change)
         if not core.connected or self.held:
             self._hold(before, at)
@@ -93,6 +97,8 @@ class Reporting:
         try:
             await core.report(self.topic, payload, number)
         except NotConnectedError:
+            if blind and core.outbox is None:
+                raise
             if core.outbox is not None:
                 core.outbox.put(number, self.topic, self._stamped(change, at))
             else:

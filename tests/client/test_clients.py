@@ -345,6 +345,8 @@ def test_it_begins_without_a_connection_where_it_may(place: Place, edge: Edge) -
             room = ana.reporter(url)
             assert room.update(reading(1)) is False
             assert room.update({"values": {"humidity": {"value": 2}}}) is False
+            with pytest.raises(UsageError, match="a JSON Patch cannot wait"):
+                room.patch([{"op": "remove", "path": "/values/humidity"}])
             place.wire.flow()
             until(lambda: not room.held)
             assert {name: each["value"] for name, each in place.stored(url)["values"].items()} == {
