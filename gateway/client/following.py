@@ -37,7 +37,10 @@ QUIET = 0.3
 """Seconds without another object after which all of them have arrived, where that is all that can be known."""
 
 COMPARE_EVERY = 300.0
-RETRY = 10.0
+RETRY = 2.0
+LONGEST_RETRY = 30.0
+"""Seconds until copies that could not be proven complete are compared again: twice as long each time."""
+
 TRIES = 5
 """Listings in a row before the next is left to later: where objects come and go fast no list is complete for long."""
 
@@ -179,6 +182,7 @@ class Following:
         self._extra: set[str] = set()
         self._forget_heal: Callable[[], object] | None = None
         self._forget_compare: Callable[[], object] | None = None
+        self._retry = RETRY
 
     def __iter__(self) -> Iterator[Observed]:
         for each in self._singles.values():
@@ -364,6 +368,7 @@ class Following:
 
     def connected(self) -> None:
         """The connection is there: compare soon, each Observer at its own time."""
+        self._retry = RETRY
         self._heal_later()
         self._compare_later(SETTLE * (0.5 + self._dice.random()))
 
@@ -462,7 +467,8 @@ class Following:
         try:
             complete = await self._compare_all()
         finally:
-            pause = COMPARE_EVERY if complete else RETRY
+            pause = COMPARE_EVERY if complete else self._retry
+            self._retry = RETRY if complete else min(2 * self._retry, LONGEST_RETRY)
             self._compare_later(pause * (0.9 + 0.2 * self._dice.random()))
 
     async def _compare_all(self) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_every_observer_ends_with_what_the_gateway_holds(node: str, tmp_path: Path) -> None:
     need("mosquitto", "mosquitto")
-    scene = Scene(observers=6, objects=20, rate=300, seconds=9, restarts=1, kills=1, node=2)
+    scene = Scene(observers=6, objects=20, rate=300, seconds=7, restarts=1, kills=1, node=2)
     notes: list[str] = []
     result = play(scene, tmp_path, notes.append)
     assert (result["observers"], result["objects"]) == (8, 20)

@@ -23,7 +23,8 @@ const MAX_COPIED = 1 << 20; // bytes of JSON that the `copy` operations of one p
 const MAX_DEPTH = 128; // levels of a patched document
 
 const COMPARE_EVERY = 300;
-const RETRY = 10;
+const RETRY = 2; // seconds until copies that were not complete are compared again: twice as long each time,
+const LONGEST_RETRY = 30; // but no longer than this
 const QUIET = 0.25; // seconds without a retained snapshot, after which they have all come
 const LONGEST_PAUSE = 30_000; // milliseconds between two attempts to connect
 const QUEUE = 10_000; // events that wait for whoever iterates, and reports and requests on their way
@@ -1257,6 +1258,7 @@ export class Client {
   #timer;
   #busy = false;
   #compareAt = Infinity;
+  #retry = RETRY;
   #lastRetained = 0;
   #lastGateway = 0;
 
@@ -1340,6 +1342,7 @@ export class Client {
     this.#listeners.tell("connect", { type: "connect" });
     for (const observer of this.#observers) observer[LOOK]();
     this.#next();
+    this.#retry = RETRY;
     this.#compareAt = this.#observers.size ? seconds() : seconds() + COMPARE_EVERY;
     this.#schedule();
   }
@@ -1625,12 +1628,14 @@ export class Client {
     try {
       await this.#heal(seconds());
       if (seconds() >= this.#compareAt) {
-        this.#compareAt = seconds() + this.#period(RETRY);
+        this.#compareAt = seconds() + this.#period(this.#retry);
+        this.#retry = Math.min(2 * this.#retry, LONGEST_RETRY);
         const scopes = new Map(this.#scopes.map((scope) => [scope.key, scope]));
         let complete = true;
         for (const scope of scopes.values()) complete = (await this.#proveAgain(scope)) && complete;
         if (complete) {
           this.#compareAt = seconds() + this.#period(COMPARE_EVERY);
+          this.#retry = RETRY;
           this.#listeners.tell("complete", { type: "complete" });
         }
       }

@@ -36,12 +36,12 @@ async function witness(name) {
     held.set(url, now);
   };
   const client = await again(() =>
-    connect(`mqtt://127.0.0.1:${port}`, { username: name, password: "x", reconnectPeriod: 200, timeout: 20_000 }),
+    connect(`mqtt://127.0.0.1:${port}`, { username: name, password: "x", reconnectPeriod: 200, timeout: 4_000 }),
   );
   let complete = false;
   client.on("complete", () => (complete = true));
   client.on("disconnect", () => (complete = false));
-  const observer = await again(() => client.observe(`${prefix}**`, { timeout: 20_000 }));
+  const observer = await again(() => client.observe(`${prefix}**`));
   complete = true;
   for (const copy of observer) see({ type: "created", url: copy.url, copy });
   observer.on("*", see);
