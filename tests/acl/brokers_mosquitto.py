@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from contextlib import contextmanager
@@ -30,8 +31,10 @@ class Mosquitto:
         files = folder / FILES
         files.mkdir(exist_ok=True)
         text = (shipped("config") / "mosquitto/ctxt.conf").read_text()
-        text = text.replace("/etc/mosquitto/ctxt", str(files)).replace("1883", str(self.port))
-        text = text.replace("9001", str(free_port()))
+        ports = {"1883": self.port, "9001": free_port()}
+        # In one go: a port may have the digits of another in it, and so may the folder.
+        text = re.sub(r"\b(1883|9001)\b", lambda found: str(ports[found[0]]), text)
+        text = text.replace("/etc/mosquitto/ctxt", str(files))
         if not names_are_ids:
             # So that one client may be here several times.
             text = text.replace("use_username_as_clientid true", "")
