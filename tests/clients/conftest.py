@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def node() -> str:
     program, npm = need("node", APT), need("npm", APT)
     listed = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
     stamp = PACKAGES / ".installed"
+    with (FOLDER / ".installing").open("w") as turn:
+        # Tests may run in several processes.
+        flock(turn, LOCK_EX)
+        _install(npm, stamp, listed)
+    return program
+
+
+def _install(npm: str, stamp: Path, listed: str) -> None:
     if not stamp.exists() or stamp.read_text() != listed:
         done = subprocess.run(
             [npm, "ci", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"],
@@ -36,7 +45,6 @@ def node() -> str:
         )
         assert done.returncode == 0, done.stdout
         stamp.write_text(listed)
-    return program
 
 
 @pytest.fixture(scope="session")
