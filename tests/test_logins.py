@@ -8,8 +8,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 import threading
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
