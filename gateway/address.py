@@ -89,6 +89,16 @@ def valid_client(name: str) -> bool:
     return _is_client(name) is not None
 
 
+def segment(text: str) -> str:
+    """Any text as one segment of a URL. Raises AddressError where it cannot be: empty, `.`, `..`, reserved, or with control characters."""
+    try:
+        if not text:
+            raise _Flaw("it is empty", "name it")
+        return _not_reserved(_segment(text.replace("%", "%25")), "segment")
+    except _Flaw as flaw:
+        raise AddressError(text, flaw.reason, flaw.hint, "part of an object URL") from None
+
+
 def normal_prefix(text: str) -> str:
     """The beginning of object URLs in the spelling they have; what is no URL yet (`ctxt://Home.local/`) as far as it goes."""
     whole, tail = (text[:-1], "/") if text.endswith("/") else (text, "")

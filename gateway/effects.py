@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateway.adapter import Send
     from gateway.objects import DataObject
     from gateway.pending import Item
 
@@ -68,6 +69,7 @@ class Effects:
 
     `heads`: objects of which more than data, version and status is to be stored. `gained` and `lost`: clients that may do more
     (or whose objects are forgotten), or less, than before; `everyone`: that holds for anybody. `opened`: objects that somebody can see now who could not;
+    `sends`: what adapters send to devices; `listening`: they want to hear other topics than before; `notes`: sentences for the log.
     `shut`: objects that are no longer public. `settled`: replies that wait until the broker goes by all that. `pending`: items to be stored (True) or forgotten.
     """
 
@@ -79,11 +81,14 @@ class Effects:
         "gained",
         "heads",
         "ids",
+        "listening",
         "lost",
+        "notes",
         "opened",
         "pending",
         "purged",
         "replies",
+        "sends",
         "settled",
         "shut",
         "touched",
@@ -107,6 +112,9 @@ class Effects:
         self.shut: list[DataObject] = []
         self.settled: list[Reply] = []
         self.pending: dict[Item, bool] = {}
+        self.sends: list[Send] = []
+        self.listening = False
+        self.notes: list[str] = []
 
     def durable(self) -> bool:
         """Whether anything here must be stored before the rest goes out."""

@@ -165,6 +165,11 @@ class _Client:
         ):
             bucket.rate, bucket.burst = rate, burst
 
+    def unlimited(self) -> None:
+        """No rates: what it is may not be slowed down by how fast others speak."""
+        for bucket in (self.reports, self.requests, self.creations, self.rejections):
+            bucket.rate = 0.0
+
 
 def _rates(limits: Limits) -> tuple[tuple[float, float], ...]:
     """(rate, burst) of reports, requests, creations and rejections."""
@@ -200,8 +205,10 @@ class Engine:
         ids: Iterable[tuple[str, str, int]] = (),
         next_row: int = 1,
         pending: Iterable[Item] = (),
+        adapters: frozenset[str] = frozenset(),
     ) -> None:
-        """`mint` gives names that nobody can guess, for what the gateway names itself."""
+        """`mint` gives names that nobody can guess, for what the gateway names itself. `adapters`: Reporters that are part of it."""
+        self.adapters = adapters
         self.catalogue = catalogue
         self.rights = rights
         self.objects = objects
@@ -263,6 +270,8 @@ class Engine:
         state = self._clients.get(name)
         if state is None:
             state = self._clients[name] = _Client(self.limits, now)
+            if name in self.adapters:
+                state.unlimited()
         return state
 
     def _stamp(self, now: float) -> int:
@@ -342,11 +351,19 @@ class Engine:
         return None if refused is None else self._refuse(effects, client, state, refused, now)
 
     def change(
-        self, effects: Effects, state: _Client, obj: DataObject, change: Any, added: int, now: float
+        self,
+        effects: Effects,
+        state: _Client,
+        obj: DataObject,
+        change: Any,
+        added: int,
+        now: float,
+        *,
+        live: bool = True,
     ) -> Refused | None:
         """Apply a merge patch (an object) or a JSON Patch (an array) of `added` bytes, which its Reporter sent. Hot.
 
-        `state` is the Reporter's.
+        `state` is the Reporter's. `live`: it is a sign of life.
         """
         old = obj.data
         if old is None:
@@ -367,7 +384,8 @@ class Engine:
             new, change = self._keep_newer(schema.timed, old, new, change, now)
         if new is old:
             self.counters.unchanged += 1
-            self.alive(effects, obj, now)
+            if live:
+                self.alive(effects, obj, now)
             return None
         size = self._fit(obj, schema, new, change, added, state, now)
         if isinstance(size, Refused):
@@ -375,11 +393,12 @@ class Engine:
         obj.data = new
         obj.text = None
         obj.size = size
-        obj.seen = now
         obj.version += 1
         obj.modified = self._stamp(now)
+        if live:
+            obj.seen = now
         tail = b"}"
-        if obj.status != LIVE:
+        if live and obj.status != LIVE:
             obj.status = LIVE
             tail = b',"status":"live"}'
             self._watch(obj, now)
@@ -853,6 +872,11 @@ class Engine:
             self._set_status(effects, obj, LIVE, now)
             self._watch(obj, now)
 
+    def unreachable(self, effects: Effects, obj: DataObject, now: float) -> None:
+        """What stands behind one object has gone."""
+        if obj.status != DISCONNECTED:
+            self._set_status(effects, obj, DISCONNECTED, now)
+
     def presence(self, effects: Effects, client: str, online: bool, now: float) -> None:
         """A client says that it is there or has gone, or its last connection broke without a DISCONNECT."""
         if not online:
@@ -1031,8 +1055,13 @@ class Engine:
             return Refused(403, url, "its namespace does not permit public objects: see `public` in the settings")
         return None
 
-    def describe(self, effects: Effects, obj: DataObject, meta: dict[str, Any], now: float) -> Refused | None:
-        """Change what an object says of itself: `name`, `description`, `tags`, `resources`, `public`, `policy`; None takes it away."""
+    def describe(
+        self, effects: Effects, obj: DataObject, meta: dict[str, Any], now: float, *, live: bool = True
+    ) -> Refused | None:
+        """Change what an object says of itself: `name`, `description`, `tags`, `resources`, `public`, `policy`; None takes it away.
+
+        `live`: it is a sign of life.
+        """
         public = meta.get("public")
         if public:
             refused = self._publishable(obj.namespace, obj.url, obj.topic)
@@ -1045,10 +1074,11 @@ class Engine:
             self.open(effects, obj, public=public)
         obj.version += 1
         obj.modified = self._stamp(now)
-        obj.seen = now
         told = {key: value for key, value in meta.items() if key != "policy"}
         life = b""
-        if obj.status != LIVE:
+        if live:
+            obj.seen = now
+        if live and obj.status != LIVE:
             obj.status = LIVE
             life = b',"status":"live"'
             self._watch(obj, now)
@@ -1095,8 +1125,9 @@ class Engine:
     def limit(self, limits: Limits) -> None:
         """Other bounds and times, from now on."""
         self.limits = limits
-        for state in self._clients.values():
-            state.limit(limits)
+        for name, state in self._clients.items():
+            if name not in self.adapters:
+                state.limit(limits)
 
     @staticmethod
     def _rehead(effects: Effects, obj: DataObject) -> None:

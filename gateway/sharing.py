@@ -37,6 +37,8 @@ class Sharing:
         self._engine = engine
         self.waiting = Pending()
         self.actions = Pending()
+        self.act: Callable[[Effects, Item, float], None] | None = None
+        """Takes up the actions of adapters' objects."""
         for item in waiting:
             self.waiting.add(item)
         self.handlers: dict[str, Callable[[Effects, Asked, dict[str, Any], float], Answer | None]] = {
@@ -248,6 +250,9 @@ class Sharing:
         timeout = body.get("timeout", limits.action_timeout)
         item = Item(engine.mint(now), ACTION, asked, found.reporter, found.topic, now, now + timeout, more)
         self.actions.add(item)
+        if item.receiver in engine.adapters and self.act is not None:
+            self.act(effects, item, now)
+            return None
         # At QoS 0 it is sent at most once; and nothing acts when the answer has long been given up.
         qos = int(body.get("idempotent", False))
         effects.replies.append(
@@ -262,6 +267,12 @@ class Sharing:
         self.actions.remove(item)
         self._tell(effects, item, Answer(body["code"], body.get("body"), body.get("description")))
         return Answer(200, {})
+
+    def act_done(self, effects: Effects, item: Item, answer: Answer) -> None:
+        """An action of an adapter's object is over; nothing where it has been before."""
+        if self.actions.get(item.id) is item:
+            self.actions.remove(item)
+            self._tell(effects, item, answer)
 
     # ---- what happens meanwhile ----------------------------------------------------------------------------------------
 
