@@ -10,7 +10,7 @@ from gateway.catalogue import Catalogue, CatalogueError
 from gateway.data import folder
 from gateway.errors import CtxtError
 from gateway.links.link import LinkError
-from gateway.service import engine_limits, rights_of
+from gateway.service import engine_limits, patterns_of, rights_of
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
         )
     try:
         catalogue = await asyncio.to_thread(Catalogue.load, folder("schemas"), *new.schemas)
-        rights = rights_of(new, catalogue)
+        rights = rights_of(new, catalogue, service.served)
         take_files = service.reread()
     except (CatalogueError, LinkError) as error:
         raise ReloadError(f"{error}; nothing has been taken over") from error
@@ -101,7 +101,7 @@ async def reload(service: Service, old: Settings, new: Settings) -> list[str]:
         engine.rewatch(now)
         engine.limit(engine_limits(new))
         service.announce_interval = new.timing.announce_interval
-        service.patterns = [entry.match for entry in new.namespace]
+        service.patterns = patterns_of(new)
         effects.everyone = True
         effects.lost.update(client for client in listening if mine.permissions(client).lost(before[client]))
 

@@ -13,11 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
+import adapters
 import gateway
 from gateway import messages
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.acl.enforcement import Enforcement
 from gateway.acl.plugin import NONE, Context, keeps, make
+from gateway.adapting import AdapterError, Adapting, Served
+from gateway.adapting import check as check_adapters
 from gateway.broker.house import Limits as BrokerLimits
 from gateway.broker.listeners import Listener, TlsFiles
 from gateway.catalogue import Catalogue
@@ -32,16 +37,17 @@ from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, parent_of, url_of
 from gateway.redelivery import Ring, mark_of
-from gateway.rights import ANONYMOUS, OBSERVED, Clients, Rights, TopicRule, namespace
+from gateway.rights import ANONYMOUS, OBSERVED, VERBS, Clients, Rights, TopicRule, namespace
+from gateway.settings import nearest
 from gateway.store import RING_TTL, Batch, Store, StoreError
 from gateway.tokens import Bearers, Rules, Tokens
-from gateway.topics import matches
+from gateway.topics import matches, overlaps
 from gateway.ulid import ulid
 from gateway.web.errors import WebError
 from gateway.wire.packets import Property, Publish, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gateway.counts import Family
     from gateway.links.link import Link
@@ -74,6 +80,9 @@ DOORS = 100_000
 
 LONGEST_DOOR = 1_200
 """Characters of a topic whose meaning is kept: more than any object's has."""
+
+ADAPTER = "adapter"
+"""Instead of a verb: a device's own topic; the client is the adapter's number."""
 
 NOBODY = "nobody"
 """Instead of a verb: whoever spoke has a name that no client can have."""
@@ -148,6 +157,7 @@ class Service:
         control: Control | None = None,
         enforcement: Enforcement | None = None,
         web: Web | None = None,
+        served: Sequence[Served] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
@@ -187,7 +197,11 @@ class Service:
             ids=loaded.ids,
             next_row=loaded.next_row,
             pending=loaded.pending,
+            adapters=frozenset(each.reporter for each in served),
         )
+        self.served = served
+        self.adapting = Adapting(self.engine, served)
+        link.listen(self.adapting.filters)
         self._rings = loaded.rings
         self._sessions: dict[str, set[tuple[str, str]]] = {}
         for key, ring in self._rings.items():
@@ -284,6 +298,7 @@ class Service:
         """All that link, engine and service count, in a fixed order."""
         yield from self._link.families()
         yield from self.engine.families()
+        yield from self.adapting.families()
         if self._enforcement is not None:
             yield from self._enforcement.families()
         found = self.counters
@@ -397,7 +412,10 @@ class Service:
         own = topic[len(self._prefix) :]
         verb, _, rest = own.partition("/")
         client, _, about = rest.partition("/")
-        if not valid_client(client):
+        number = self.adapting.find(topic) if self.served else -1
+        if number >= 0:
+            verb, client, about = ADAPTER, str(number), topic
+        elif not valid_client(client):
             # The broker inside lets nobody say this; one outside may.
             verb = NOBODY
         if len(self._doors) >= DOORS:
@@ -414,6 +432,9 @@ class Service:
         """Everything that is not a plain report: presence, requests, what is retained, what carries an `id`."""
         engine = self.engine
         verb, client, about = door
+        if verb == ADAPTER:
+            self.adapting.take(effects, int(client), about, publish.payload, now, retained=publish.retain)
+            return None
         if verb == NOBODY:
             self.counters.nobody += 1
             return Refused(403, "", "there can be no client of this name")
@@ -691,6 +712,13 @@ class Service:
             self._reply(reply)
         for publish, reason, text in answers:
             link.acknowledge(publish, reason, text)
+        for topic, payload, qos, retain in effects.sends:
+            link.publish(topic, payload, qos=qos, retain=retain)
+        for note in effects.notes:
+            _log.warning("%s", note)
+        if effects.listening:
+            self._doors.clear()
+            link.listen(self.adapting.filters)
         if effects.deltas:
             self.counter += 1
             self.counters.deltas += len(effects.deltas)
@@ -908,6 +936,7 @@ class Service:
         effects = Effects()
         try:
             self.engine.tick(effects, now)
+            self.adapting.tick(effects, now)
             self._commit(effects, [], {}, sweep=True)
         except Exception as error:  # noqa: BLE001  # the supervisor: what is half applied must never be seen
             self._fail(error)
@@ -971,6 +1000,11 @@ def _below(topic_filter: str, head: str) -> str | None:
             return None
         wanted.pop(0)
     return "/".join(wanted) if wanted else None
+
+
+def patterns_of(settings: Settings) -> list[str]:
+    """The patterns of all objects that the gateway serves."""
+    return [*(f"{entry.place}/**" for entry in settings.adapter), *(entry.match for entry in settings.namespace)]
 
 
 def engine_limits(settings: Settings) -> Limits:
@@ -1059,14 +1093,78 @@ def remote(settings: Settings) -> Remote:
     )
 
 
-def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
-    """Namespaces, groups and topic rules as the engine asks them. Raises UnknownSchema for a namespace's schema."""
+def adapters_of(settings: Settings) -> list[Served]:
+    """The adapters that the settings name, ready to work. Raises AdapterError."""
+    found: list[Served] = []
+    head = f"{settings.topic_prefix}/" if settings.topic_prefix else ""
+    for number, entry in enumerate(settings.adapter):
+        place = f"adapter[{number}]"
+        try:
+            spec = adapters.find(entry.kind)
+        except LookupError:
+            known = ", ".join(adapters.names())
+            raise AdapterError(f"{place}.type: there is no adapter {entry.kind!r}: there are {known}") from None
+        except ImportError as error:
+            raise AdapterError(f"{place}.type: {entry.kind} needs what is not installed: {error}") from error
+        try:
+            adapter = spec.make(spec.options.model_validate(dict(entry.options)), entry.max_devices)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(step) for step in first["loc"])
+            problem = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                near = nearest(key, spec.options.model_fields)
+                problem = "unknown key" + (f", did you mean {near}?" if near else "")
+            raise AdapterError(
+                f"{place}.options.{key}: {problem}; `ctxt adapter show {entry.kind}` lists them"
+            ) from error
+        for each in (*adapter.filters, *adapter.commands):
+            if any(overlaps(each, f"{head}{verb}/#") for verb in VERBS) or each.startswith("$"):
+                raise AdapterError(f"{place}: {each} overlaps the gateway's own topics: give the devices others")
+        found.append(
+            Served(
+                spec,
+                adapter,
+                entry.called,
+                entry.place,
+                accept=entry.accept,
+                most=entry.max_devices,
+                fahrenheit=entry.fahrenheit == "keep",
+                min_interval=entry.min_interval,
+                min_change=entry.min_change,
+                max_interval=entry.max_interval,
+            )
+        )
+    check_adapters(found)
+    return found
+
+
+def rights_of(settings: Settings, catalogue: Catalogue, served: Sequence[Served] | None = None) -> Rights:
+    """Namespaces, groups and topic rules as the engine asks them; adapters' own come first. `served`: as `adapters_of` makes them.
+
+    Raises UnknownSchema for a namespace's schema, AdapterError.
+    """
     groups = settings.groups
 
     def clients(entries: tuple[str, ...]) -> Clients:
         return Clients.resolve(entries, groups)
 
+    if served is None:
+        served = adapters_of(settings)
+    adapted = list(zip(settings.adapter, served, strict=True))
     namespaces = [
+        namespace(
+            each.base + "/**",
+            schema=catalogue.get("Context").url,
+            report=Clients(False, frozenset({each.reporter})),
+            observe=clients(own.observe),
+            execute=clients(own.execute),
+            value_view=own.value_view,
+            stale_after=own.stale_after,
+        )
+        for own, each in adapted
+    ]
+    namespaces += [
         namespace(
             entry.match,
             schema=catalogue.get(entry.schema_name).url,
@@ -1083,6 +1181,11 @@ def rights_of(settings: Settings, catalogue: Catalogue) -> Rights:
         for entry in settings.namespace
     ]
     rules = [TopicRule(rule.topic_filter, clients(rule.write), clients(rule.read)) for rule in settings.topic]
+    rules += [
+        TopicRule(each, clients(own.clients), clients(own.clients))
+        for own, one in adapted
+        for each in (*one.adapter.filters, *one.adapter.commands)
+    ]
     return Rights(
         namespaces, rules, Objects(), prefix=settings.topic_prefix, statistics=clients(settings.broker.sys_read)
     )
@@ -1121,10 +1224,11 @@ def _web(settings: Settings) -> Web | None:
 def build(settings: Settings) -> Service:
     """The gateway that the settings describe, ready to be started; its store is open.
 
-    Raises CatalogueError (also where a namespace names an unknown schema), StoreError, CredentialsError, TokenKeyError or AclError.
+    Raises CatalogueError (also where a namespace names an unknown schema), AdapterError, StoreError, CredentialsError, TokenKeyError or AclError.
     """
     catalogue = Catalogue.load(folder("schemas"), *settings.schemas)
-    rights = rights_of(settings, catalogue)
+    served = adapters_of(settings)
+    rights = rights_of(settings, catalogue, served)
     store = Store(settings.state_dir, durability=settings.durability)
     try:
         web = _web(settings)
@@ -1164,7 +1268,8 @@ def build(settings: Settings) -> Service:
             link=link,
             ring_length=ring_length,
             announce_interval=settings.timing.announce_interval,
-            patterns=[entry.match for entry in settings.namespace],
+            patterns=patterns_of(settings),
+            served=served,
             control=control,
             enforcement=enforcement,
             web=web,

@@ -35,7 +35,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.address import AddressError, Pattern
+from gateway.address import Address, AddressError, Pattern, valid_client
 from gateway.errors import CtxtError
 from gateway.rights import ANONYMOUS, RESERVED, VERBS
 from gateway.topics import overlaps, valid_filter
@@ -209,6 +209,30 @@ def _topic_filter(value: str) -> str:
     if value.partition("/")[0] in RESERVED:
         raise ValueError(f"must not begin with {', '.join(RESERVED)}: such topics are the broker's own")
     return value
+
+
+def _adapter_type(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", value):
+        raise ValueError("must be the type of an adapter, in lower case, such as tasmota: `ctxt adapter ls` lists them")
+    return value
+
+
+def _adapter_name(value: str) -> str:
+    if value and not valid_client(value):
+        raise ValueError("must have 1 to 64 of the characters A-Z a-z 0-9 _ -")
+    return value
+
+
+def _adapter_base(value: str) -> str:
+    if not value:
+        return value
+    try:
+        found = Address.parse(value)
+    except AddressError as error:
+        raise ValueError(str(error)) from error
+    if found.is_child or found.scheme != "ctxt":
+        raise ValueError("must be an object URL of ctxt:// outside any `children`, such as ctxt://home.local/tasmota")
+    return found.url
 
 
 def _schema_name(value: str) -> str:
@@ -921,6 +945,77 @@ class TopicSettings(_Table):
     read: Entries = Field(default=(), description="Who may subscribe, written as for `write`.")
 
 
+class AdapterSettings(_Table):
+    """Devices that speak a dialect of their own: an adapter makes Data Objects of what they say, and is their only Reporter."""
+
+    kind: Annotated[str, AfterValidator(_adapter_type)] = Field(
+        alias="type",
+        description="The dialect: `ctxt adapter ls` lists them.",
+        examples=["tasmota"],
+    )
+    name: Annotated[str, AfterValidator(_adapter_name)] = Field(
+        default="",
+        description="Name of this adapter, another for each: its objects' Reporter is adapter:NAME. Left out: its type.",
+    )
+    base: Annotated[str, AfterValidator(_adapter_base)] = Field(
+        default="",
+        description="Object URL below which its objects are; no client can report there. Left out: ctxt://home.local/NAME.",
+    )
+    clients: Entries = Field(
+        default=(),
+        description='The devices: who may publish what the adapter reads, and subscribe to what it sends. Client names, "@NAME" for a group,'
+        ' "*" for every authenticated client.',
+    )
+    observe: Entries = Field(default=(), description="Who may observe its objects, written as for `clients`.")
+    execute: Entries = Field(default=(), description="Who may ask its devices to act, written as for `clients`.")
+    value_view: StrictBool = Field(
+        default=False, description="Whether a flat copy of the values is published on value/OBJECT, for dashboards."
+    )
+    stale_after: SecondsOrNone = Field(
+        default=None,
+        ge=0.1,
+        le=366 * 86400,
+        description="A device that says nothing for this long becomes `stale`. Left out: never.",
+        examples=["2h"],
+    )
+    accept: tuple[str, ...] = Field(
+        default=("*",),
+        description="Ids of devices that become objects, with * and ? for any characters. An empty list: none; devices that nobody has named"
+        " are left out and counted.",
+    )
+    max_devices: StrictInt = Field(default=5_000, ge=1, le=100_000, description="Devices at most; more are counted.")
+    fahrenheit: Literal["convert", "keep"] = Field(
+        default="convert", description="Whether temperatures in degrees Fahrenheit become degrees Celsius."
+    )
+    min_interval: Mapping[str, Seconds] = Field(
+        default_factory=dict,
+        examples=[{"illuminance": 30}],
+        description="Least time between two changes of a quantity, QUANTITY = DURATION; what comes sooner waits, and the last value is never lost.",
+    )
+    min_change: Mapping[str, float] = Field(
+        default_factory=dict,
+        examples=[{"temperature": 0.2}],
+        description="Least change of a quantity that goes out at once, QUANTITY = NUMBER in its unit; a smaller one waits for `max_interval`.",
+    )
+    max_interval: Seconds = Field(
+        default=300.0, ge=0.1, le=86400, description="After this time a change below `min_change` goes out too."
+    )
+    options: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="What the dialect itself needs to know: `ctxt adapter show TYPE`, docs/adapters/.",
+    )
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or self.kind
+
+    @property
+    def place(self) -> str:
+        """The object URL below which its objects are."""
+        return self.base or f"ctxt://home.local/{self.called}"
+
+
 class LimitSettings(_Table):
     """What a client may send and own. What goes beyond is refused and counted."""
 
@@ -1108,6 +1203,7 @@ class Settings(BaseSettings):
     )
     namespace: tuple[NamespaceSettings, ...] = Field(default_factory=_default_namespaces)
     topic: tuple[TopicSettings, ...] = Field(default=())
+    adapter: tuple[AdapterSettings, ...] = Field(default=())
     limits: LimitSettings = Field(default_factory=LimitSettings)
     timing: TimingSettings = Field(default_factory=TimingSettings)
     log: LogSettings = Field(default_factory=LogSettings)
@@ -1431,6 +1527,7 @@ def _conflicts(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(groups, dict):
         lists = [("namespace", key) for key in ("report", "observe", "execute")]
         lists += [("topic", key) for key in ("write", "read")]
+        lists += [("adapter", key) for key in ("clients", "observe", "execute")]
         for section, key in lists:
             for i, table in _raw_tables(raw, section):
                 entries = table.get(key)
@@ -1754,8 +1851,15 @@ def _toml(value: Any, unit: str | None = None) -> str:
         return f'"{_human(value, unit)}"'
     if isinstance(value, int):
         return f"{value:_}" if value >= 10_000 else str(value)
-    if isinstance(value, tuple):
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        inner = ", ".join(
+            f"{key if _NAME.fullmatch(key) else _toml(key)} = {_toml(item)}" for key, item in value.items()
+        )
+        return f"{{ {inner} }}" if inner else "{}"
     # TOML escapes strings as JSON does, and DEL too.
     return orjson.dumps(_masked(str(value))).decode().replace("\x7f", "\\u007f")
 
@@ -1766,7 +1870,7 @@ def _plain(value: Any) -> Any:
         return {info.alias or name: _plain(getattr(value, name)) for name, info in type(value).model_fields.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, MappingProxyType):
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Path):
         return str(value)
@@ -1825,6 +1929,17 @@ def _examples() -> dict[str, BaseModel]:
             stale_after=600.0,
         ),
         "topic": TopicSettings(filter="homeassistant/#", write=("homeassistant",), read=("homeassistant",)),
+        "adapter": AdapterSettings(
+            type="tasmota",
+            min_interval={"illuminance": 30.0},
+            min_change={"temperature": 0.2},
+            options={"time_zone": "Europe/Lisbon"},
+            clients=("tasmota",),
+            observe=("*",),
+            execute=("@kitchen",),
+            value_view=True,
+            stale_after=7200.0,
+        ),
         "listener": ListenerSettings(
             url="mqtts://[::]:8883",
             certificate=Path("/etc/ctxt-gateway/tls/certificate.pem"),
@@ -1937,7 +2052,7 @@ def _row(key: str, info: FieldInfo, variable: str | None) -> str:
     if info.is_required():
         default = "(required)"
     elif info.default_factory is not None:
-        default = f"`{info.examples[0]}`" if info.examples else ""
+        default = "`{}`" if info.default_factory is dict else f"`{info.examples[0]}`" if info.examples else ""
     else:
         default = "(none)" if info.default is None else f"`{_toml(info.default, unit)}`"
     bounds = {name: getattr(item, name) for item in info.metadata for name in ("ge", "le") if hasattr(item, name)}
@@ -1956,7 +2071,11 @@ def _kind(info: FieldInfo, unit: str | None) -> str:
         return " or ".join(f"`{_toml(choice)}`" for choice in get_args(kind))
     if kind == Path | None:
         return "file"
+    if get_origin(kind) is Mapping:
+        return "table"
     if get_origin(kind) is tuple:
+        if info.description is not None and info.description.startswith("Ids"):
+            return "list of patterns"
         if "_origin" in str(get_args(kind)[0]):
             return "list of origins"
         return (

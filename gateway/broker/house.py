@@ -111,6 +111,9 @@ class House(Protocol):
     def owns(self, topic: str, /) -> bool:
         """True: a publish on this topic goes to `receive`; False: to its subscribers."""
 
+    def overhear(self, publish: Publish, /) -> None:
+        """A publish for subscribers: the house may want to know it too."""
+
     @property
     def receive(self) -> Callable[[list[Publish]], None]:
         """Takes, once per loop turn, every allowed PUBLISH on owned topics, in order of arrival; `origin` is its Session.

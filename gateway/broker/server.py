@@ -406,6 +406,7 @@ class Broker:
                 return False
         route = self.subscriptions.route(publish.topic, publish.retain, self._renew)
         self._spread(route, publish.payload, publish.qos, properties, publish.origin)
+        self.house.overhear(publish)
         return True
 
     def _passed_on(self, properties: Properties | None) -> tuple[Properties | None, float]:

@@ -126,6 +126,9 @@ class Link(Protocol):
     def families(self) -> Iterator[Family]:
         """What is counted on the way to the broker, or in the broker inside."""
 
+    def listen(self, filters: frozenset[str]) -> None:
+        """Hand over what is published below these filters too, and what is retained there: QoS 0 copies inside. Before `start`, or later."""
+
     def pause(self) -> None:
         """Stop reading: the service has enough to do."""
 

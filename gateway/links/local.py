@@ -18,7 +18,8 @@ from gateway.credentials import ClientNameError, check_name
 from gateway.links.link import LinkError
 from gateway.rights import ANONYMOUS, STATISTICS
 from gateway.tokens import TokenError, TokenKeyError, claimed, looks_like_token
-from gateway.wire.packets import Reason
+from gateway.topics import matches
+from gateway.wire.packets import Publish, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gateway.credentials import Credentials
     from gateway.links.link import Receiver
     from gateway.tokens import Bearers
-    from gateway.wire.packets import Publish
 
 POLL = 1.0
 """Seconds between two looks for clients that were removed, disabled or given another password while connected."""
@@ -40,6 +40,9 @@ SHORT_FORM = "broker.url"
 
 LONGEST_NAME = 64
 """Characters of a user name that wrong passwords are counted by: no client has a longer one."""
+
+MOST_HEARD = 20_000
+"""Topics of which it is remembered whether an adapter wants them; when full the table begins anew."""
 
 OWNED = ("report", "request", "presence")
 """The verbs that the gateway itself listens to."""
@@ -94,6 +97,9 @@ class LocalLink:
         self._bearers = bearers
         self._backoff = Backoff(wrong_passwords, wrong_password_pause, clock)
         self._receiver: Receiver | None = None
+        self._filters: frozenset[str] = frozenset()
+        self._hears: dict[str, bool] = {}
+        self._heard: list[Publish] = []
         self._poll: asyncio.TimerHandle | None = None
         self.address = ("", 0)
         self.urls: list[str] = []
@@ -122,6 +128,7 @@ class LocalLink:
         self.settled = receiver.settled
         self.save = receiver.save
         self.broker.restore(receiver.sessions(), time.time())
+        self._replay(self._filters)
         try:
             for entrance in self._entrances.values():
                 await self._open(entrance.listener)
@@ -259,6 +266,46 @@ class LocalLink:
         admitted = self._credentials.admitted(name)
         good = admitted or (admitted is None and any_name)
         return Login(name, "certificate", unlisted=any_name) if good else None
+
+    def listen(self, filters: frozenset[str]) -> None:
+        """Hear what is published below these filters, beside the subscribers."""
+        fresh = filters - self._filters
+        self._filters = filters
+        self._hears.clear()
+        if self._receiver is not None:
+            self._replay(fresh)
+
+    def _replay(self, filters: frozenset[str]) -> None:
+        """What is retained there, as a new subscriber would get it."""
+        for each in sorted(filters):
+            for topic in self.broker.retained.below(each):
+                kept = self.broker.retained.get(topic) if topic is not None else None
+                if topic is not None and kept is not None:
+                    self._take_up(Publish(topic, kept.payload, retain=True))
+
+    def overhear(self, publish: Publish) -> None:
+        """Devices' messages go to their subscribers, and to us where an adapter wants them."""
+        if not self._filters:
+            return
+        topic = publish.topic
+        hears = self._hears.get(topic)
+        if hears is None:
+            hears = any(matches(each, topic) for each in self._filters)
+            if len(self._hears) >= MOST_HEARD:
+                self._hears.clear()
+            self._hears[topic] = hears
+        if hears:
+            self._take_up(Publish(topic, publish.payload))
+
+    def _take_up(self, publish: Publish) -> None:
+        """One batch for all that a turn of the loop brings."""
+        if not self._heard:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._heard.append(publish)
+
+    def _hand_over(self) -> None:
+        heard, self._heard = self._heard, []
+        self.receive(heard)
 
     def owns(self, topic: str) -> bool:
         """Whether the gateway itself listens to this topic."""

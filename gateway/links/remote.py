@@ -21,7 +21,7 @@ import orjson
 from gateway.counts import counter, counters, gauge
 from gateway.links.dial import DialError, dial
 from gateway.links.link import LinkError, TakenOverError
-from gateway.topics import Escape
+from gateway.topics import Escape, matches
 from gateway.wire.codec import Decoder, encode, encode_properties, encode_puback, encode_publish
 from gateway.wire.errors import MalformedPacket
 from gateway.wire.packets import (
@@ -408,6 +408,8 @@ class RemoteLink:
         self._started: asyncio.Future[None] | None = None
         self._begun = False
         self._stopping = False
+        self._filters: frozenset[str] = frozenset()
+        self._relistening: set[asyncio.Task[None]] = set()
         # Out.
         self._inflight: dict[int, tuple[Route, bytes]] = {}
         self._next_id = 1
@@ -771,8 +773,33 @@ class RemoteLink:
                 self._clearing.discard(topic)
                 return False
             return True
+        if self._filters and any(matches(each, topic) for each in self._filters):
+            return True
         self._notice(publish)
         return False
+
+    def listen(self, filters: frozenset[str]) -> None:
+        """Subscribe to what adapters want to hear, with each connection."""
+        fresh, gone = filters - self._filters, self._filters - filters
+        self._filters = filters
+        wire = self._wire
+        if self._ready and wire is not None and (fresh or gone):
+            task = asyncio.get_running_loop().create_task(self._relisten(wire, fresh, gone))
+            self._relistening.add(task)
+            task.add_done_callback(self._relistening.discard)
+
+    async def _relisten(self, wire: Wire, fresh: frozenset[str], gone: frozenset[str]) -> None:
+        """What has changed, on a connection that is there. What cannot be said now is said with the next one."""
+        try:
+            if fresh:
+                await self._subscribe(wire, sorted(fresh), qos=1)
+            if gone:
+                unsubscribe = Unsubscribe(self._free_id(), [self._escape.escaped(each) for each in sorted(gone)])
+                await self._ask(wire, unsubscribe, Unsuback)
+        except LinkError as error:
+            _log.error("%s: devices there are not heard", error)
+        except DialError:
+            pass
 
     def _notice(self, publish: Publish) -> None:
         """What the broker keeps of gateways and objects, and the mark that says that this was all."""
@@ -1077,6 +1104,8 @@ class RemoteLink:
         self._strays.clear()
         self._pump()
         await self._subscribe(wire, [f"{verb}#" for verb in self._owned], qos=2, as_published=wire.level == 5)
+        if self._filters:
+            await self._subscribe(wire, sorted(self._filters), qos=1)
         self._hand_over()
         _log.info(
             "joined %s with MQTT %s%s%s",

@@ -94,6 +94,9 @@ class TableHouse:
                 self.rendered += 1
                 yield topic, payload, 1
 
+    def overhear(self, publish: Publish) -> None:
+        """No adapter listens."""
+
     def survives(self, topic: str) -> bool:
         return not topic.startswith(("snapshot/", "delta/"))
 
