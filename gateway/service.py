@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-import adapters
 import gateway
-from gateway import messages
+from gateway import dialects, messages
 from gateway.acl.embedded import EmbeddedAcl
 from gateway.acl.enforcement import Enforcement
 from gateway.acl.plugin import NONE, Context, keeps, make
@@ -1100,9 +1099,9 @@ def adapters_of(settings: Settings) -> list[Served]:
     for number, entry in enumerate(settings.adapter):
         place = f"adapter[{number}]"
         try:
-            spec = adapters.find(entry.kind)
+            spec = dialects.find(entry.kind)
         except LookupError:
-            known = ", ".join(adapters.names())
+            known = ", ".join(dialects.names())
             raise AdapterError(f"{place}.type: there is no adapter {entry.kind!r}: there are {known}") from None
         except ImportError as error:
             raise AdapterError(f"{place}.type: {entry.kind} needs what is not installed: {error}") from error

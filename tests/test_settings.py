@@ -650,7 +650,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default(tmp_path: Path, m
             assert {
                 name: shown[key][name] for name, item in value.items() if item not in (None, "")
             }.items() <= value.items()
-        elif key not in ("namespace", "topic", "groups", "listener"):
+        elif key not in ("namespace", "topic", "groups", "listener", "adapter"):
             assert shown[key] == value, key
     assert settings.namespace[-1] == default.namespace[0]
     assert len(settings.namespace) == 2

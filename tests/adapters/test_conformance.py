@@ -12,15 +12,16 @@ import orjson
 import pytest
 
 import adapters
+from gateway import dialects
 from gateway.adapting import RESULTS
 from tests.adapters.trial import Capture, Message, Trial, captures
 
 FOLDER = Path(adapters.__file__).parent
-CASES = [(name, capture) for name in adapters.BUILTIN for capture in captures(name)]
+CASES = [(name, capture) for name in dialects.BUILTIN for capture in captures(name)]
 each_capture = pytest.mark.parametrize(
     ("name", "capture"), CASES, ids=[f"{name}-{one.path.stem}" for name, one in CASES]
 )
-each_adapter = pytest.mark.parametrize("name", adapters.BUILTIN)
+each_adapter = pytest.mark.parametrize("name", dialects.BUILTIN)
 
 FORBIDDEN = {
     "asyncio",
@@ -213,7 +214,7 @@ def test_it_knows_no_clock_file_or_socket(name: str) -> None:
 
 @each_adapter
 def test_an_unknown_action_says_which_there_are(name: str) -> None:
-    spec = adapters.find(name)
+    spec = dialects.find(name)
     capture = next(iter(captures(name)))
     trial = Trial(name, capture.options)
     trial.replay(capture.messages)
@@ -230,7 +231,7 @@ def test_an_unknown_action_says_which_there_are(name: str) -> None:
 
 @each_adapter
 def test_it_says_what_it_is(name: str) -> None:
-    spec = adapters.find(name)
+    spec = dialects.find(name)
     assert spec.name == name
     assert spec.summary
     assert spec.home.startswith("https://")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-import adapters
+from gateway import dialects
 from gateway.adapting import Adapting, Served, reporter_of
 from gateway.catalogue import Catalogue
 from gateway.data import folder
@@ -79,7 +79,7 @@ class Trial:
     """An adapter with its options (TOML's values), on an engine of its own."""
 
     def __init__(self, adapter: str, options: Mapping[str, Any] | None = None, **served: Any) -> None:
-        spec = adapters.find(adapter)
+        spec = dialects.find(adapter)
         most = served.pop("most", 1_000)
         self.adapter = spec.make(spec.options.model_validate(dict(options or {})), most)
         reporter = reporter_of(adapter)
