@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.acl.brokers_mosquitto import beside_mosquitto
-from tests.inside import inside
+from tests.inside import PASSWORD, inside
 from tests.running import need
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SENSOR = {"Time": "2026-07-15T17:37:10", "ENERGY": {"Total": 6.294, "Power": 263
 
 @pytest.fixture(params=["inside", "mosquitto"])
 def port(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
-    """Where clients connect. Every client's password is its name."""
+    """Where clients connect."""
     if request.param == "inside":
         with inside(tmp_path, SETTINGS, *NAMES) as gateway:
             yield gateway.port
@@ -49,7 +49,7 @@ def port(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
 def publish(port: int, client: str, topic: str, payload: Any, *options: str) -> str:
     text = payload if isinstance(payload, str) else json.dumps(payload)
     program = need("mosquitto_pub", "mosquitto-clients")
-    command = [program, "-V", "5", "-p", str(port), "-u", client, "-P", client, "-q", "1", "-t", topic, "-m", text]
+    command = [program, "-V", "5", "-p", str(port), "-u", client, "-P", PASSWORD, "-q", "1", "-t", topic, "-m", text]
     return subprocess.run([*command, *options], capture_output=True, text=True, timeout=20, check=False).stderr
 
 
@@ -57,7 +57,7 @@ def snapshot(port: int, device: str, wanted: Callable[[dict[str, Any]], bool]) -
     """The object's retained snapshot, as soon as it is as wanted."""
     program = need("mosquitto_sub", "mosquitto-clients")
     topic = f"snapshot/ctxt/home.local/tasmota/{device}"
-    command = [program, "-p", str(port), "-u", "ana", "-P", "ana", "-t", topic, "-C", "1", "-W", "2"]
+    command = [program, "-p", str(port), "-u", "ana", "-P", PASSWORD, "-t", topic, "-C", "1", "-W", "2"]
     deadline = time.monotonic() + 20
     found: dict[str, Any] = {}
     while time.monotonic() < deadline:
@@ -112,7 +112,7 @@ def test_an_action_reaches_the_device_and_its_answer_comes_back(port: int) -> No
         text=True,
     )
     inbox = subprocess.Popen(
-        [program, "-p", str(port), "-u", "ana", "-P", "ana", "-t", "inbox/ana", "-C", "1", "-W", "20", "-d"],
+        [program, "-p", str(port), "-u", "ana", "-P", PASSWORD, "-t", "inbox/ana", "-C", "1", "-W", "20", "-d"],
         stdout=subprocess.PIPE,
         text=True,
     )
