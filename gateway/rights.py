@@ -112,6 +112,13 @@ class TopicRule:
         return self.topic_filter.replace("{client}", client)
 
 
+class Devices(NamedTuple):
+    """What the gateway's own user reads and writes on a broker outside because adapters do: MQTT filters."""
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
 def namespace(match: str, *, schema: str, report: Clients, observe: Clients, **rest: object) -> Namespace:
     """A Namespace from its pattern's text. Raises AddressError for a bad pattern."""
     pattern = Pattern.parse(match)
@@ -164,12 +171,14 @@ class Rights:
         *,
         prefix: str = "",
         statistics: Clients = Clients(False, frozenset()),
+        devices: Devices | None = None,
     ) -> None:
         self.namespaces = tuple(namespaces)
         self.rules = tuple(rules)
         self.objects = objects
         self.prefix = prefix + "/" if prefix else ""
         self.statistics = statistics
+        self.devices = devices or Devices()
         self.barred: frozenset[str] = frozenset()
         """Clients that are disabled: they may do nothing, whatever else is written."""
         self.joined: dict[str, dict[str, float]] = {}
@@ -184,6 +193,7 @@ class Rights:
         self.namespaces = other.namespaces
         self.rules = other.rules
         self.statistics = other.statistics
+        self.devices = other.devices
         self.generation += 1
 
     def bar(self, clients: Iterable[str]) -> frozenset[str]:
@@ -458,10 +468,15 @@ class Rights:
         if self.lists(self.statistics, client):
             receive.append(STATISTICS + "+/#")
         for rule in self.rules:
+            bound = rule.bound(client)
+            own = self.own(bound)
+            if own is not None and own.partition("/")[0] in VERBS:
+                # A client that is called as a verb is.
+                continue
             if self.lists(rule.write, client):
-                publish.append(rule.bound(client))
+                publish.append(bound)
             if self.lists(rule.read, client):
-                receive.append(rule.bound(client))
+                receive.append(bound)
         allowed, holes, listed, closed = self._observed(client)
         heads = [f"{prefix}{verb}/" for verb in OBSERVED]
         receive += (head + each for each in allowed for head in heads)

@@ -36,7 +36,7 @@ from gateway.links.local import SHORT_FORM, Entrance, LocalLink
 from gateway.links.remote import RING, Remote, RemoteLink
 from gateway.objects import Objects, parent_of, url_of
 from gateway.redelivery import Ring, mark_of
-from gateway.rights import ANONYMOUS, OBSERVED, VERBS, Clients, Rights, TopicRule, namespace
+from gateway.rights import ANONYMOUS, OBSERVED, VERBS, Clients, Devices, Rights, TopicRule, namespace
 from gateway.settings import nearest
 from gateway.store import RING_TTL, Batch, Store, StoreError
 from gateway.tokens import Bearers, Rules, Tokens
@@ -1118,7 +1118,10 @@ def adapters_of(settings: Settings) -> list[Served]:
                 f"{place}.options.{key}: {problem}; `ctxt adapter show {entry.kind}` lists them"
             ) from error
         for each in (*adapter.filters, *adapter.commands):
-            if any(overlaps(each, f"{head}{verb}/#") for verb in VERBS) or each.startswith("$"):
+            if each.startswith(("$", "#")) or (
+                # What begins with `+` may name devices, and what is the gateway's own is taken out of it.
+                not each.startswith("+/") and any(overlaps(each, f"{head}{verb}/#") for verb in VERBS)
+            ):
                 raise AdapterError(f"{place}: {each} overlaps the gateway's own topics: give the devices others")
         found.append(
             Served(
@@ -1180,13 +1183,28 @@ def rights_of(settings: Settings, catalogue: Catalogue, served: Sequence[Served]
         for entry in settings.namespace
     ]
     rules = [TopicRule(rule.topic_filter, clients(rule.write), clients(rule.read)) for rule in settings.topic]
+    # Where the first level is anything, it is the device's own name: else devices could use each other's topics.
     rules += [
-        TopicRule(each, clients(own.clients), clients(own.clients))
+        TopicRule("{client}" + each[1:] if each.startswith("+/") else each, clients(own.clients), clients(own.clients))
         for own, one in adapted
         for each in (*one.adapter.filters, *one.adapter.commands)
     ]
+    devices = Devices()
+    if served:
+        # Some adapters are told by messages where to look: wherever devices may write.
+        reads = {
+            "/".join("+" if "{client}" in level else level for level in rule.topic_filter.split("/")) for rule in rules
+        }
+        devices = Devices(
+            tuple(sorted(reads)), tuple(sorted({each for one in served for each in one.adapter.commands}))
+        )
     return Rights(
-        namespaces, rules, Objects(), prefix=settings.topic_prefix, statistics=clients(settings.broker.sys_read)
+        namespaces,
+        rules,
+        Objects(),
+        prefix=settings.topic_prefix,
+        statistics=clients(settings.broker.sys_read),
+        devices=devices,
     )
 
 

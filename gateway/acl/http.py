@@ -27,7 +27,7 @@ from gateway.counts import counter, counters
 from gateway.credentials import CredentialsError, valid_client
 from gateway.rights import VERBS
 from gateway.tokens import TokenError, looks_like_token
-from gateway.topics import Escape
+from gateway.topics import Escape, covers
 from gateway.web.errors import BodyError
 from gateway.web.server import answer, body
 
@@ -368,11 +368,14 @@ class HttpAcl:
         return admitted or (admitted is None and self._ends.get(name, 0.0) > time.time())
 
     def may(self, name: str, action: Action, topic: str) -> bool:
-        """By the rights; the gateway's own user may use the gateway's topics."""
+        """By the rights; the gateway's own user may use the gateway's topics, and its adapters' devices'."""
         plain = self._escape.plain(topic)
         if self._own and name == self._own:
             own = self._rights.own(plain)
-            return own is not None and own.partition("/")[0] in VERBS
+            if own is not None and own.partition("/")[0] in VERBS:
+                return True
+            devices = self._rights.devices
+            return any(covers(each, plain) for each in (devices.writes if action == "publish" else devices.reads))
         if not self.knows(name):
             return False
         if action == "publish":

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from gateway.acl.plugin import Context
     from gateway.counts import Family
-    from gateway.rights import Action, Permissions
+    from gateway.rights import Action, Permissions, Rights
 
 NAME = "mosquitto"
 
@@ -102,7 +102,7 @@ class MosquittoAcl:
             raise AclError("acl.plugin is mosquitto: set link.username, for mosquitto knows the gateway by it")
         self._folder = settings.folder or context.settings.state_dir / NAME
         self._tell = Reload(NAME, NAME, settings.pid_file, settings.reload_command, settings.timeout)
-        self._own = Own(self._link.username, context.settings.id, self._rights.prefix)
+        self._own = Own(self._link.username, context.settings.id, self._rights)
         self._number = 0
         self._base: Permissions | None = None
         self._sections: dict[str, str] = {}
@@ -371,24 +371,27 @@ NEVER, ALWAYS = "never", "always"
 
 
 class Own:
-    """The gateway's own user: what it must write and read, and nothing that is the clients'."""
+    """The gateway's own user: what it must write and read, for its adapters too, and nothing else that is the clients'."""
 
-    def __init__(self, name: str, gateway_id: str, prefix: str) -> None:
+    def __init__(self, name: str, gateway_id: str, rights: Rights) -> None:
         if re.fullmatch(r"[^\x00-\x20\x7f:#+/]{1,64}", name) is None:
             raise AclError(
                 f"link.username {name!r} cannot be a user of mosquitto's files: take letters, digits, - and _"
             )
         self.name = name
         self._id = gateway_id
-        self._prefix = prefix
+        self._rights = rights
 
     def section(self, number: int) -> str:
         """Its lines in one version of the rules."""
-        head = self._prefix
+        head, devices = self._rights.prefix, self._rights.devices
         filters = [f"{head}{verb}/#" for verb in sorted(VERBS - {"gateway", "replica"})]
         filters += [f"{head}gateway/+", f"{head}replica/{self._id}/mark"]
         filters += [f"{head}replica/{self._id}/acl/{name}" for name in (ALWAYS, str(number))]
-        return f"user {self.name}\n" + "".join(f"topic readwrite {one}\n" for one in filters)
+        lines = [f"topic readwrite {one}" for one in filters]
+        lines += [f"topic read {one}" for one in devices.reads]
+        lines += [f"topic write {one}" for one in devices.writes]
+        return "\n".join([f"user {self.name}", *lines, ""])
 
 
 def rules(base: Permissions, sections: Mapping[str, str], own: str, number: int) -> str:

@@ -236,7 +236,7 @@ class NatsAcl:
             if found != before:
                 self._users[name] = found
                 self._due = True
-        found = own_user(own, self._own_entry(), self._id, self._rights.prefix, self._subjects)
+        found = own_user(own, self._own_entry(), self._id, self._rights, self._subjects)
         if found != self._users.get(own):
             self._users[own] = found
             self._due = True
@@ -386,12 +386,13 @@ def user_of(name: str, password: str, rights: Rights, subjects: Subjects) -> tup
     return User(name, password, publish, (*_all(subjects, receive), DELIVERY)), listed
 
 
-def own_user(name: str, password: str, gateway_id: str, prefix: str, subjects: Subjects) -> User:
-    """The gateway's own user: what it must write and read, and nothing that is the clients'."""
+def own_user(name: str, password: str, gateway_id: str, rights: Rights, subjects: Subjects) -> User:
+    """The gateway's own user: what it must write and read, for its adapters too, and nothing else that is the clients'."""
+    prefix, devices = rights.prefix, rights.devices
     both = [f"{prefix}{verb}/#" for verb in sorted(VERBS - {"gateway", "replica"})]
     both += [f"{prefix}gateway/+", f"{prefix}replica/{gateway_id}/mark"]
-    subscribe = [*both, f"{prefix}replica/{gateway_id}/acl/+"]
-    return User(name, password, _all(subjects, both), (*_all(subjects, subscribe), DELIVERY))
+    subscribe = [*both, f"{prefix}replica/{gateway_id}/acl/+", *devices.reads]
+    return User(name, password, _all(subjects, [*both, *devices.writes]), (*_all(subjects, subscribe), DELIVERY))
 
 
 def _all(subjects: Subjects, filters: Iterable[str]) -> tuple[str, ...]:

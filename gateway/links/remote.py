@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 OWNED = ("report", "request", "presence")
 """The verbs that the gateway listens to."""
 
+DEVICES = 1
+"""The identifier of subscriptions for adapters: what the gateway itself listens to has none."""
+
 MOST_INFLIGHT = 4_096
 """Messages sent at QoS 1 and not acknowledged, at most, whatever the broker allows."""
 
@@ -221,6 +224,7 @@ class Wire(asyncio.Protocol):
         self.keep_alive = 0.0
         self.aliases = 0
         self.aliases_used = 0
+        self.identifiers = False
         self._waking = False
         self._busy = False
         self._gathering = False
@@ -710,9 +714,8 @@ class RemoteLink:
                 packet.origin = wire
                 if self._escape:
                     packet.topic = self._escape.plain(packet.topic)
-                if (packet.topic.startswith(owned) and not packet.retain and not self._clearing) or self._passes(
-                    packet
-                ):
+                plain = not packet.retain and not packet.properties and not self._clearing
+                if (plain and packet.topic.startswith(owned)) or self._passes(packet):
                     batch.append(packet)
                 else:
                     self.acknowledge(packet)
@@ -760,6 +763,9 @@ class RemoteLink:
         """Whether a message is for the service. What is retained of reports is not, and its copy is cleared."""
         topic = publish.topic
         if topic.startswith(self._owned):
+            if publish.properties and publish.properties.get(Property.SUBSCRIPTION_IDENTIFIER) == [DEVICES]:
+                # An adapter's filter begins with `+`: the message comes a second time.
+                return False
             if not topic.startswith(self._commands):
                 return bool(publish.payload) or not publish.retain
             if publish.retain and publish.payload:
@@ -792,7 +798,7 @@ class RemoteLink:
         """What has changed, on a connection that is there. What cannot be said now is said with the next one."""
         try:
             if fresh:
-                await self._subscribe(wire, sorted(fresh), qos=1)
+                await self._subscribe(wire, sorted(fresh), qos=1, devices=True)
             if gone:
                 unsubscribe = Unsubscribe(self._free_id(), [self._escape.escaped(each) for each in sorted(gone)])
                 await self._ask(wire, unsubscribe, Unsuback)
@@ -1041,6 +1047,7 @@ class RemoteLink:
         wire.max_packet = said.get(Property.MAXIMUM_PACKET_SIZE, 0)
         wire.max_qos = said.get(Property.MAXIMUM_QOS, 2)
         wire.aliases = said.get(Property.TOPIC_ALIAS_MAXIMUM, 0)
+        wire.identifiers = wire.level == 5 and bool(said.get(Property.SUBSCRIPTION_IDENTIFIER_AVAILABLE, 1))
         wire.keep_alive = said.get(Property.SERVER_KEEP_ALIVE, remote.keep_alive)
         self.counters.connections += 1
         self._warn(said)
@@ -1105,7 +1112,7 @@ class RemoteLink:
         self._pump()
         await self._subscribe(wire, [f"{verb}#" for verb in self._owned], qos=2, as_published=wire.level == 5)
         if self._filters:
-            await self._subscribe(wire, sorted(self._filters), qos=1)
+            await self._subscribe(wire, sorted(self._filters), qos=1, devices=True)
         self._hand_over()
         _log.info(
             "joined %s with MQTT %s%s%s",
@@ -1140,12 +1147,20 @@ class RemoteLink:
         self._queued += sum(len(payload) for _, payload in self._inflight.values())
         self._inflight.clear()
 
-    async def _subscribe(self, wire: Wire, filters: Iterable[str], *, qos: int, as_published: bool = False) -> None:
-        """`as_published`: RETAIN tells what the sender has set, else whether the broker had kept the message."""
+    async def _subscribe(
+        self, wire: Wire, filters: Iterable[str], *, qos: int, as_published: bool = False, devices: bool = False
+    ) -> None:
+        """`as_published`: RETAIN tells what the sender has set, else whether the broker had kept the message.
+
+        `devices`: for adapters; with 5.0 each message says that it comes from such a subscription (section 3.8.2.1.2).
+        """
         subscriptions = [
             Subscription(self._escape.escaped(topic), qos, retain_as_published=as_published) for topic in filters
         ]
-        answer = await self._ask(wire, Subscribe(self._free_id(), subscriptions), Suback)
+        properties: Properties | None = None
+        if devices and wire.identifiers:
+            properties = {Property.SUBSCRIPTION_IDENTIFIER: DEVICES}
+        answer = await self._ask(wire, Subscribe(self._free_id(), subscriptions, properties), Suback)
         if len(answer.reasons) != len(subscriptions):
             raise DialError(f"{self._remote.way} answers {len(subscriptions)} subscriptions with {len(answer.reasons)}")
         for one, reason in zip(subscriptions, answer.reasons, strict=True):

@@ -25,7 +25,8 @@ from gateway.administration import AdministrationError
 from gateway.credentials import Credentials, Foreign
 from gateway.data import folder as shipped
 from gateway.effects import Effects
-from gateway.rights import Permissions
+from gateway.objects import Objects
+from gateway.rights import Permissions, Rights
 from gateway.topics import matches
 from tests.acl.attacks import ATTACKS, CLIENTS, SETTINGS, Site
 from tests.acl.brokers_mosquitto import FILES, LINK_PASSWORD, Mosquitto, beside_mosquitto
@@ -40,7 +41,6 @@ from tests.test_rights import FACES, OTHERS, PEOPLE, thing, worlds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gateway.rights import Rights
     from gateway.service import Service
 
 LACKS = {
@@ -109,7 +109,7 @@ def compiled(judge: Rights, number: int = 1) -> str:
     """Mosquitto's ACL file for a set of rights."""
     base = judge.permissions("%u")
     sections = {name: section_of(name, judge.permissions(name), base, barred=name in judge.barred)[0] for name in NAMED}
-    return rules(base, sections, Own("gateway", "one", "").section(number), number)
+    return rules(base, sections, Own("gateway", "one", Rights([], [], Objects())).section(number), number)
 
 
 def may(judge: Rights, client: str, action: str, topic: str) -> bool | None:
