@@ -168,7 +168,8 @@ class Adapter(Protocol):
 class Spec:
     """How an adapter is found: `name` is the `type` in the settings. `make(options, most)` builds it, for `most` devices at most.
 
-    `methods`: what `execute` takes, each with a line of help. `example`: an example of its settings, TOML.
+    `methods`: what `execute` takes, each with a line of help. `example`: an example of its settings, TOML. `signs`: topics, with * and ?
+    for any characters, by which the dialect is known where it is set up otherwise than by default.
     """
 
     name: str
@@ -178,6 +179,7 @@ class Spec:
     methods: Mapping[str, str]
     example: str
     home: str
+    signs: tuple[str, ...] = ()
 
 
 # ---- for adapters ----------------------------------------------------------------------------------------------------

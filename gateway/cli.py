@@ -31,6 +31,7 @@ app = typer.Typer(
 )  # fmt: skip
 client_app = typer.Typer(help="Who may connect: add, list and remove clients. Works while the gateway runs.", **_LOOK)
 schema_app = typer.Typer(help="The catalogue: list, show and check JSON Schemas.", **_LOOK)
+adapter_app = typer.Typer(help="Devices' dialects: what they make of a message, what devices say.", **_LOOK)
 config_app = typer.Typer(help="The settings: check them, show what is in effect, write a first file.", **_LOOK)
 tls_app = typer.Typer(help="Certificates: an authority of your own, what it signs, until when it is good.", **_LOOK)
 broker_app = typer.Typer(help="The broker inside, while it runs: who is connected, who hears what.", **_LOOK)
@@ -40,6 +41,7 @@ app.add_typer(acl_app, name="acl", rich_help_panel="Gateway")
 app.add_typer(tls_app, name="tls", rich_help_panel="Gateway")
 app.add_typer(broker_app, name="broker", rich_help_panel="Gateway")
 app.add_typer(schema_app, name="schema", rich_help_panel="Gateway")
+app.add_typer(adapter_app, name="adapter", rich_help_panel="Gateway")
 app.add_typer(config_app, name="config", rich_help_panel="Gateway")
 
 
@@ -1154,6 +1156,134 @@ def schema_check(
     from gateway.commands import schemas
 
     schemas.check(config, files, json=json)
+
+
+# ---- adapters ----------------------------------------------------------------------------------------------------------
+
+
+@_command(adapter_app, "ls")
+def adapter_ls(json: Json = False, config: ConfigFile = None) -> None:
+    """List the dialects that there are, and which of them the settings use.
+
+    For example:
+      ctxt adapter ls
+      ctxt adapter ls --json
+    """
+    from gateway.commands import adapters
+
+    adapters.show_all(config, json=json)
+
+
+@_command(adapter_app, "show")
+def adapter_show(
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="An adapter's type, as `ctxt adapter ls` lists it.")],
+    json: Json = False,
+) -> None:
+    """Show an adapter's options, what its devices can be asked to do, and an example of its settings.
+
+    For example:
+      ctxt adapter show tasmota
+      ctxt adapter show tasmota --json
+    """
+    from gateway.commands import adapters
+
+    adapters.show(kind, json=json)
+
+
+@_command(adapter_app, "try")
+def adapter_try(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An adapter of the settings, or a type with its defaults.")
+    ],
+    topic: Annotated[Optional[str], typer.Option("--topic", "-t", metavar="TOPIC", help="The message's topic.")] = None,  # noqa: UP045 - as above
+    payload: Annotated[Optional[str], typer.Option("--payload", "-m", help="The message.")] = None,  # noqa: UP045 - as above
+    file: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option("--payload-file", metavar="FILE", help="The message's bytes; - is standard input."),
+    ] = None,
+    capture: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option("--capture", metavar="FILE", help="Messages that `ctxt adapter record` wrote; they come first."),
+    ] = None,
+    retained: Annotated[bool, typer.Option("--retained", help="As if the broker had kept the message.")] = False,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Print the objects that a device's message makes. No broker and no gateway is needed.
+
+    For example:
+      ctxt adapter try tasmota -t tele/plug/SENSOR -m '{"ENERGY": {"Power": 12, "Voltage": 231}}'
+      ctxt adapter try tasmota --capture plug.json --json
+    """
+    from gateway.commands import adapters
+
+    adapters.try_out(config, adapters.Tried(name, topic, payload, file, capture, retained), json=json)
+
+
+Span = Annotated[
+    Optional[float],  # noqa: UP045 - as above
+    typer.Option("--for", metavar="SECONDS", min=0.1, max=31_536_000, help="How long. Left out: until Ctrl-C."),
+]
+
+
+@_command(adapter_app, "record")
+def adapter_record(
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to write.")],
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(
+            "--adapter", metavar="NAME", help="Record what this adapter listens to, and the objects it makes."
+        ),
+    ] = None,
+    filters: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option("--filter", metavar="FILTER", help="Record these topics; can be given several times."),
+    ] = None,
+    span: Span = None,
+    most: Annotated[int, typer.Option("--most", min=1, max=1_000_000, help="Messages at most.")] = 100_000,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    connect: Connect = LOCAL,
+    timeout: Patience = 10.0,
+    config: ConfigFile = None,
+) -> None:
+    """Write what devices say to a file: for `ctxt adapter try`, for tests of an adapter, for a report of what goes wrong.
+
+    For example:
+      ctxt adapter record plug.json --adapter tasmota --for 60
+      ctxt adapter record all.json --filter 'zigbee2mqtt/#' --connect mqtt://ana@broker.local
+    """
+    from gateway.commands import adapters
+
+    wanted = adapters.Recording(file, name, filters or (), span, most, force)
+    adapters.record(config, _target(connect), wanted, timeout)
+
+
+@_command(adapter_app, "watch")
+def adapter_watch(
+    span: Span = None,
+    connect: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(
+            "--connect",
+            metavar="URL",
+            help="A broker outside, as for other commands. Left out: the broker inside the gateway that runs here.",
+        ),
+    ] = None,
+    timeout: Patience = 10.0,
+    json: JsonLines = False,
+    config: ConfigFile = None,
+) -> None:
+    """Tell which devices talk and match no adapter of the settings, each topic once, with the adapter that may fit.
+
+    The broker inside also tells which of them it has refused, for want of an adapter or a topic rule.
+
+    For example:
+      ctxt adapter watch
+      ctxt adapter watch --for 60 --json --connect mqtt://ana@broker.local
+    """  # fmt: skip
+    from gateway.commands import adapters
+
+    adapters.watch(config, None if connect is None else _target(connect), span, timeout, json=json)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """How `ctxt broker` talks to the running gateway: a Unix socket in the state folder, for the folder's owner only.
 
 One request a connection: a line of JSON, `{"do":"clients"}`, `{"do":"subscriptions","client":NAME?}`,
-`{"do":"counters"}`, `{"do":"kick","client":NAME,"client_id":ID?}`, or what `gateway/administration.py` does. The answer is a line for each item,
+`{"do":"counters"}`, `{"do":"strangers"}`, `{"do":"kick","client":NAME,"client_id":ID?}`, or what `gateway/administration.py` does. The answer is a line for each item,
 `{"item":{…}}`, and then one with `done` (how many they were) or `error` (a sentence) and perhaps its `code`, which follows HTTP.
 """
 
@@ -203,16 +203,18 @@ class Control:
         if what == "counters":
             return (family.item() for family in self._families())
         broker = self._broker
-        if what in ("clients", "subscriptions", "kick") and broker is None:
+        if what in ("clients", "subscriptions", "strangers", "kick") and broker is None:
             return Refused("clients are connected to a broker outside: ask that broker")
         if broker is not None:
             if what == "clients":
                 return roster.clients(broker)
             if what == "subscriptions":
                 return roster.subscriptions(broker, client)
+            if what == "strangers":
+                return broker.strangers.look()
             if what == "kick" and client is not None:
                 return _kick(broker, client, client_id)
-        return Refused("a request says what to do: clients, subscriptions, counters, or kick with a client")
+        return Refused("a request says what to do: clients, subscriptions, strangers, counters, or kick with a client")
 
 
 def _kick(broker: Broker, client: str, client_id: str | None) -> Iterator[dict[str, Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.adapter import Spec
 
-BUILTIN: tuple[str, ...] = ("tasmota",)
+BUILTIN: tuple[str, ...] = tuple(sorted(each.name for each in iter_modules(import_module("adapters").__path__)))
 """The adapters that come with the gateway: each is a file in adapters/ with a SPEC."""
 
 GROUP = "ctxt_gateway.adapters"

@@ -1101,8 +1101,11 @@ def adapters_of(settings: Settings) -> list[Served]:
         try:
             spec = dialects.find(entry.kind)
         except LookupError:
-            known = ", ".join(dialects.names())
-            raise AdapterError(f"{place}.type: there is no adapter {entry.kind!r}: there are {known}") from None
+            near = nearest(entry.kind, dialects.names())
+            hint = f", did you mean {near}?" if near else ":"
+            raise AdapterError(
+                f"{place}.type: there is no adapter {entry.kind!r}{hint} `ctxt adapter ls` lists them"
+            ) from None
         except ImportError as error:
             raise AdapterError(f"{place}.type: {entry.kind} needs what is not installed: {error}") from error
         try:

@@ -38,6 +38,7 @@ PURE = {
         "topics",
         "units",
     },
+    "gateway.rehearsal": {"adapter", "adapting", "catalogue", "effects", "engine", "objects", "rights"},
     "gateway.parts": {"catalogue"},
     "gateway.comparison": {"catalogue", "effects", "parts"},
     "gateway.requests": {

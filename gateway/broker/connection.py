@@ -290,6 +290,8 @@ class Connection(asyncio.Protocol):
         reason, text = Reason.SUCCESS, None
         if door == DENIED:
             broker.counters.denied_publish += 1
+            if broker.strangers.open and publish.topic:
+                broker.strangers.note(session.client, publish, refused=True)
             reason = Reason.NOT_AUTHORIZED
             text = f"client {session.client} may not publish to {publish.topic[:200]}"
         elif not broker.take(publish):

@@ -111,8 +111,8 @@ class House(Protocol):
     def owns(self, topic: str, /) -> bool:
         """True: a publish on this topic goes to `receive`; False: to its subscribers."""
 
-    def overhear(self, publish: Publish, /) -> None:
-        """A publish for subscribers: the house may want to know it too."""
+    def overhear(self, publish: Publish, /) -> bool:
+        """A publish for subscribers: whether the house wants it too, and has taken it."""
 
     @property
     def receive(self) -> Callable[[list[Publish]], None]:

@@ -20,6 +20,7 @@ from gateway.broker.journal import FORWARD, Journal, Record
 from gateway.broker.listeners import Listener, Opened, address_group, open_listener
 from gateway.broker.retained import Kept, Retained
 from gateway.broker.session import UNLIMITED, Message, Session, Tracked, make
+from gateway.broker.strangers import Strangers
 from gateway.broker.subscriptions import Entry, Route, Subscriptions, identifier_properties
 from gateway.topics import matches, split_share, valid_filter, valid_name
 from gateway.wire.codec import Decoder, encode, encode_puback, publish_parts
@@ -86,6 +87,7 @@ class Broker:
         self._began = clock()
         self._told = self._began
         self.counters = Counters()
+        self.strangers = Strangers()
         self.sessions: dict[tuple[str, str], Session] = {}
         self.subscriptions = Subscriptions(limits.routes)
         self._renew = self.renew
@@ -406,7 +408,8 @@ class Broker:
                 return False
         route = self.subscriptions.route(publish.topic, publish.retain, self._renew)
         self._spread(route, publish.payload, publish.qos, properties, publish.origin)
-        self.house.overhear(publish)
+        if not self.house.overhear(publish) and self.strangers.open and publish.origin is not None:
+            self.strangers.note(publish.origin.client, publish, refused=False)
         return True
 
     def _passed_on(self, properties: Properties | None) -> tuple[Properties | None, float]:

@@ -17,7 +17,7 @@ from aiomqtt.client import ProtocolVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gateway.client.core import FIRST_PAUSE, LONGEST_PAUSE, MOST_ON_THEIR_WAY, STABLE, Core, Verdict
-from gateway.client.errors import ClientError, NotConnectedError
+from gateway.client.errors import ClientError, NotConnectedError, RefusedError
 from gateway.client.promise import CancelledError
 from gateway.client.properties import properties_of
 from gateway.client.reading import close_failed_handshakes, read_fast, send_at_once
@@ -25,7 +25,7 @@ from gateway.client.sentences import lost_connection, refused_connection
 from gateway.ulid import ulid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     import paho.mqtt.client as paho
 
@@ -218,6 +218,33 @@ def mqtt(
         timeout=timeout,
         logger=QUIET,
     )
+
+
+async def overhear(
+    target: Target, filters: Sequence[str], *, timeout: float, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, bytes, bool]]:
+    """Everything that arrives on topic filters, anybody's: topic, payload, RETAIN. No gateway is needed.
+
+    `timeout`: seconds to connect and to subscribe. Raises RefusedError (403) for a filter that may not be read, NotConnectedError.
+    """
+    client = mqtt(target, timeout=timeout, tls=tls)
+    client._client.connect_timeout = timeout
+    close_failed_handshakes(client._client)
+    try:
+        async with client:
+            for each in filters:
+                code: Any = (await client.subscribe(each, qos=1))[0]
+                if getattr(code, "value", code) >= 0x80:
+                    raise RefusedError(
+                        403, f"{target.client!r} may not read {each}: a [[topic]] rule of the settings opens it"
+                    )
+            async for message in client.messages:
+                yield str(message.topic), bytes(message.payload), bool(message.retain)
+    except aiomqtt.MqttError as error:
+        reason: Any = getattr(error, "rc", None)
+        if client._connected.done() and client._connected.exception() is None:
+            raise lost_connection(target) from error
+        raise refused_connection(target, error, getattr(reason, "value", None), timeout) from error
 
 
 class Connection:

@@ -58,8 +58,10 @@ def check(given: Path | None, *, json: bool) -> None:
         problems = [_Finding(each.place, each.reason, each.suggestion) for each in error.problems]
     else:
         warnings = [*room.warnings(settings), *_certificates(settings)]
-        sentence = _schemas_problem(settings) or ""
-        problems = [_Finding("schemas", sentence, None)] if sentence else []
+        for place, problem in (("schemas", _schemas_problem(settings)), ("adapter", _adapters_problem(settings))):
+            if problem is not None:
+                sentence = f"{sentence}\n{problem}" if sentence else problem
+                problems.append(_Finding(place, problem, None))
     if json:
         write_json(
             {
@@ -89,6 +91,20 @@ def _schemas_problem(settings: Settings) -> str | None:
         for namespace in settings.namespace:
             catalogue.get(namespace.schema_name)
     except CatalogueError as error:
+        return str(error)
+    return None
+
+
+def _adapters_problem(settings: Settings) -> str | None:
+    """What is wrong with the adapters that the settings name."""
+    if not settings.adapter:
+        return None
+    from gateway.adapting import AdapterError  # noqa: PLC0415 - as below
+    from gateway.service import adapters_of  # noqa: PLC0415 - slow to import, and only this needs it
+
+    try:
+        adapters_of(settings)
+    except AdapterError as error:
         return str(error)
     return None
 

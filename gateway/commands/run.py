@@ -16,6 +16,7 @@ import uvloop
 
 import gateway
 from gateway.acl.plugin import AclError
+from gateway.adapting import AdapterError
 from gateway.administration import Administration
 from gateway.catalogue import CatalogueError
 from gateway.commands import config
@@ -84,7 +85,7 @@ def built(settings: Settings) -> Service:
     """The gateway, not yet started. Raises CommandError: 78 for schemas, settings and ACL plugins, 74 for the state folder."""
     try:
         return build(settings)
-    except (CatalogueError, AclError, TokenKeyError) as error:
+    except (CatalogueError, AclError, AdapterError, TokenKeyError) as error:
         raise CommandError(Exit.CONFIG, str(error)) from error
     except (StoreError, CredentialsError, WebError) as error:
         raise CommandError(Exit.IO, str(error)) from error

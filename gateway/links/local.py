@@ -283,10 +283,10 @@ class LocalLink:
                 if topic is not None and kept is not None:
                     self._take_up(Publish(topic, kept.payload, retain=True))
 
-    def overhear(self, publish: Publish) -> None:
+    def overhear(self, publish: Publish) -> bool:
         """Devices' messages go to their subscribers, and to us where an adapter wants them."""
         if not self._filters:
-            return
+            return False
         topic = publish.topic
         hears = self._hears.get(topic)
         if hears is None:
@@ -296,6 +296,7 @@ class LocalLink:
             self._hears[topic] = hears
         if hears:
             self._take_up(Publish(topic, publish.payload))
+        return hears
 
     def _take_up(self, publish: Publish) -> None:
         """One batch for all that a turn of the loop brings."""

@@ -59,7 +59,7 @@ class House:
         self._stack.callback(found.close)
         return found
 
-    def object(self, path: str, wanted: Callable[[dict[str, Any]], object] = bool) -> dict[str, Any]:
+    def object(self, path: str, wanted: Callable[[dict[str, Any]], Any] = bool) -> dict[str, Any]:
         """The snapshot of an object below `BASE`, as soon as it is as wanted; one that was deleted is `{}`."""
         topic = f"snapshot/{BASE.replace('://', '/')}/{path}"
 
@@ -71,7 +71,7 @@ class House:
         found: dict[str, Any] = self.ana.wait(look, 20)[0]
         return found
 
-    def value(self, path: str, name: str, value: object) -> dict[str, Any]:
+    def value(self, path: str, name: str, value: Any) -> dict[str, Any]:
         """The reading of a device as soon as it has this value."""
         found = self.object(path, lambda one: _values(one).get(name, {}).get("value") == value)
         reading: dict[str, Any] = found["data"]["values"][name]

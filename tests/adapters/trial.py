@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway import dialects
-from gateway.adapting import Adapting, Served, reporter_of
+from gateway.adapting import Served, reporter_of
 from gateway.catalogue import Catalogue
 from gateway.data import folder
-from gateway.effects import Effects
-from gateway.engine import Engine, Limits
 from gateway.objects import Objects
-from gateway.pending import Asked
+from gateway.rehearsal import Rehearsal
 from gateway.rights import Clients, Rights, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from gateway.adapter import Send
+    from gateway.objects import DataObject
 
 CAPTURES = Path(__file__).resolve().parents[1] / "captures"
 NOW = 1_800_000_000.0
@@ -75,7 +73,7 @@ def captures(adapter: str) -> Iterator[Capture]:
         yield Capture(path, messages=messages, **raw)
 
 
-class Trial:
+class Trial(Rehearsal):
     """An adapter with its options (TOML's values), on an engine of its own."""
 
     def __init__(self, adapter: str, options: Mapping[str, Any] | None = None, **served: Any) -> None:
@@ -83,43 +81,24 @@ class Trial:
         most = served.pop("most", 1_000)
         self.adapter = spec.make(spec.options.model_validate(dict(options or {})), most)
         reporter = reporter_of(adapter)
-        everyone, nobody = Clients(True, frozenset()), Clients(False, frozenset())
-        own = Clients(False, frozenset({reporter}))
+        everyone, own = Clients(True, frozenset()), Clients(False, frozenset({reporter}))
         where = namespace(
             BASE + "/**", schema=CATALOGUE.get("Context").url, report=own, observe=everyone, execute=everyone
         )
-        assert nobody.names == frozenset()
-        objects = Objects()
-        self.engine = Engine(
-            CATALOGUE,
-            Rights([where], [], objects),
-            objects,
-            Limits(),
-            epoch=1,
-            now=NOW,
-            mint=lambda _now: "ticket",
-            adapters=frozenset({reporter}),
-        )
-        self.engine.rights.objects = objects
-        self.adapting = Adapting(self.engine, [Served(spec, self.adapter, adapter, BASE, most=most, **served)])
-        self.sends: list[Send] = []
-        self.notes: list[str] = []
-        self.answers: list[dict[str, Any]] = []
-        self.deltas: list[dict[str, Any]] = []
+        one = Served(spec, self.adapter, adapter, BASE, most=most, **served)
+        super().__init__([one], Rights([where], [], Objects()), CATALOGUE, NOW)
 
-    def say(
+    def say(  # type: ignore[override]
         self, topic: str, payload: bytes | str | dict[str, Any] | list[Any], *, retain: bool = False, now: float = NOW
-    ) -> Effects:
+    ) -> str:
         """A device publishes. Its topic must be one that the adapter listens to."""
         if isinstance(payload, str):
             payload = payload.encode()
         elif not isinstance(payload, bytes):
             payload = orjson.dumps(payload)
-        number = self.adapting.find(topic)
-        assert number == 0, f"nobody listens to {topic}"
-        effects = Effects()
-        self.adapting.take(effects, number, topic, payload, now, retained=retain)
-        return self._done(effects)
+        result = super().say(topic, payload, retained=retain, now=now)
+        assert result is not None, f"nobody listens to {topic}"
+        return result
 
     def replay(self, messages: tuple[Message, ...], now: float = NOW) -> None:
         """Several messages; those on topics that nobody listens to pass by."""
@@ -127,45 +106,28 @@ class Trial:
             if self.adapting.find(message.topic) == 0:
                 self.say(message.topic, message.payload, retain=message.retain, now=now)
 
-    def tick(self, now: float) -> Effects:
-        """Time has passed."""
-        effects = Effects()
-        self.adapting.tick(effects, now)
-        return self._done(effects)
-
-    def execute(self, device: str, method: str, now: float = NOW, **params: Any) -> Effects:
-        """Somebody asks a device to act; what is sent is in `sends`, the answer (now or later) in `answers`."""
-        effects = Effects()
-        body = {"resource": f"{BASE}/{device}", "method": method, "params": params}
-        request = orjson.dumps({"id": "1", "type": "execute", "body": body})
-        self.engine.requests.take(effects, "ana", request, now, "inbox/ana", None)
-        return self._done(effects)
-
-    def _done(self, effects: Effects) -> Effects:
-        self.engine.seal(effects)
-        self.sends += effects.sends
-        self.notes += effects.notes
-        self.deltas += [orjson.loads(delta) for _, delta in effects.deltas]
-        self.answers += [orjson.loads(reply.payload) for reply in effects.replies]
-        return effects
+    def execute(self, device: str, method: str, now: float = NOW, **params: Any) -> None:  # type: ignore[override]
+        """Ana asks a device to act; what is sent is in `sends`, the answer (now or later) in `answers`."""
+        super().execute("ana", f"{BASE}/{device}", method, params, now)
 
     @property
-    def objects(self) -> dict[str, Any]:
+    def objects(self) -> dict[str, Any]:  # type: ignore[override]
         """The data of every object, by what follows `{base}/`."""
-        head = BASE + "/"
-        return {
-            obj.url.removeprefix(head): orjson.loads(obj.render()) for obj in self.engine.objects if not obj.deleted
-        }
+        return {self._path(obj): orjson.loads(obj.render()) for obj in super().objects}
 
     @property
     def status(self) -> dict[str, str]:
         """The status of every object."""
-        return {obj.url.removeprefix(BASE + "/"): obj.status for obj in self.engine.objects if not obj.deleted}
+        return {self._path(obj): obj.status for obj in super().objects}
 
     @property
     def names(self) -> dict[str, str]:
         """The name of every object."""
-        return {obj.url.removeprefix(BASE + "/"): obj.name for obj in self.engine.objects if not obj.deleted}
+        return {self._path(obj): obj.name for obj in super().objects}
+
+    @staticmethod
+    def _path(obj: DataObject) -> str:
+        return obj.url.removeprefix(BASE + "/")
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -173,4 +135,4 @@ class Trial:
         return self.adapting.counts(0)
 
 
-__all__ = ["BASE", "NOW", "Asked", "Capture", "Message", "Trial", "captures"]
+__all__ = ["BASE", "NOW", "Capture", "Message", "Trial", "captures"]

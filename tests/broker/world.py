@@ -94,8 +94,9 @@ class TableHouse:
                 self.rendered += 1
                 yield topic, payload, 1
 
-    def overhear(self, publish: Publish) -> None:
+    def overhear(self, publish: Publish) -> bool:
         """No adapter listens."""
+        return False
 
     def survives(self, topic: str) -> bool:
         return not topic.startswith(("snapshot/", "delta/"))
