@@ -169,7 +169,8 @@ class Spec:
     """How an adapter is found: `name` is the `type` in the settings. `make(options, most)` builds it, for `most` devices at most.
 
     `methods`: what `execute` takes, each with a line of help. `example`: an example of its settings, TOML. `signs`: topics, with * and ?
-    for any characters, by which the dialect is known where it is set up otherwise than by default.
+    for any characters, by which the dialect is known where it is set up otherwise than by default. `largest`: bytes of the largest
+    message that its devices may send, where that may be more than `broker.packet_bytes` takes by default.
     """
 
     name: str
@@ -180,6 +181,7 @@ class Spec:
     example: str
     home: str
     signs: tuple[str, ...] = ()
+    largest: int = 0
 
 
 # ---- for adapters ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -1020,13 +1021,23 @@ def engine_limits(settings: Settings) -> Limits:
     )
 
 
+def largest_packet(settings: Settings) -> int:
+    """`broker.packet_bytes`; where the settings leave that open, room for what adapters' devices send too."""
+    found = settings.broker.packet_bytes
+    if "packet_bytes" not in settings.broker.model_fields_set:
+        for entry in settings.adapter:
+            with suppress(LookupError, ImportError):
+                found = max(found, dialects.find(entry.kind).largest)
+    return found
+
+
 def broker_limits(settings: Settings) -> BrokerLimits:
     """The bounds of the broker inside, out of `[broker]`."""
     broker = settings.broker
     return BrokerLimits(
         connect_timeout=broker.connect_timeout,
         max_keep_alive=int(broker.keep_alive_max),
-        max_packet=broker.packet_bytes,
+        max_packet=largest_packet(settings),
         inflight=broker.inflight,
         receive_maximum=broker.receive_maximum,
         queue_messages=broker.queue_messages,
@@ -1084,7 +1095,7 @@ def remote(settings: Settings) -> Remote:
         keep_alive=int(link.keep_alive),
         session_expiry=int(link.session_expiry),
         connect_timeout=settings.broker.connect_timeout,
-        max_packet=settings.broker.packet_bytes,
+        max_packet=largest_packet(settings),
         receive_maximum=settings.broker.receive_maximum,
         escape=link.topic_escape,
         open=link.open,

@@ -466,7 +466,7 @@ class BrokerSettings(_Table):
         default=256 * KIB,
         ge=1 * KIB,
         le=256 * MIB,
-        description="The largest MQTT packet taken, its topic and properties included.",
+        description="The largest MQTT packet taken, its topic and properties included. Left out, it is more where an adapter needs that.",
     )
     inflight: StrictInt = Field(
         default=100,
