@@ -194,7 +194,8 @@ class Rule(NamedTuple):
 
 
 def usual(name: str) -> str | None:
-    """The word of USUAL that a quantity's name is, ends in, or begins with."""
+    """The word of USUAL that a quantity's name is, ends in, or begins with; of `switch:1.power` that is the part behind the dot."""
+    name = name.rpartition(".")[2]
     if name in USUAL:
         return name
     last, first = name.rpartition("_")[2], name.partition("_")[0]
@@ -209,7 +210,7 @@ def rule(name: str, spelled: str | None, *, fahrenheit: bool = False) -> Rule:
     """
     word = usual(name)
     if not spelled:
-        return Rule(USUAL[word] if word is not None and word in IMPLIED and name == word else None)
+        return Rule(USUAL[word] if word is not None and word in IMPLIED and name.rpartition(".")[2] == word else None)
     found = SPELLINGS.get(spelled.strip())
     if found is None:
         return Rule(spelled.strip()[:32] or None)
