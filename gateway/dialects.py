@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gateway.adapter import Spec
 
-BUILTIN: tuple[str, ...] = tuple(sorted(each.name for each in iter_modules(import_module("adapters").__path__)))
-"""The adapters that come with the gateway: each is a file in adapters/ with a SPEC."""
+BUILTIN: tuple[str, ...] = tuple(
+    sorted(each.name for each in iter_modules(import_module("adapters").__path__) if not each.name.startswith("_"))
+)
+"""The adapters that come with the gateway: each is a file in adapters/ with a SPEC; what several share begins with an underscore."""
 
 GROUP = "ctxt_gateway.adapters"
 """The entry points of a third party's package, each the SPEC of an adapter; loaded only where the settings name it."""
