@@ -201,7 +201,8 @@ class Zigbee2mqtt:
                     elif value == found.off:
                         value = False
                 if value is None:
-                    values[found.name] = Reading(None)
+                    if key not in EVENTS:
+                        values[found.name] = Reading(None)
                     continue
                 held = scalar(value)
                 if held is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BASE = "ctxt://home.local/house"
 """Where the devices' objects are, as `base` says in `adapter`."""
 
-DEVICE = "device"
+DEVICE = "plug"
 """The user name of devices; their password is tests.inside.PASSWORD."""
 
 beside = pytest.mark.parametrize("broker", ["inside", "mosquitto"])

@@ -106,9 +106,9 @@ class Trial(Rehearsal):
             if self.adapting.find(message.topic) == 0:
                 self.say(message.topic, message.payload, retain=message.retain, now=now)
 
-    def execute(self, device: str, method: str, now: float = NOW, **params: Any) -> None:  # type: ignore[override]
+    def execute(self, device: str, verb: str, /, now: float = NOW, **params: Any) -> None:  # type: ignore[override]
         """Ana asks a device to act; what is sent is in `sends`, the answer (now or later) in `answers`."""
-        super().execute("ana", f"{BASE}/{device}", method, params, now)
+        super().execute("ana", f"{BASE}/{device}", verb, params, now)
 
     @property
     def objects(self) -> dict[str, Any]:  # type: ignore[override]
