@@ -94,7 +94,7 @@ class Chirpstack:
         what = levels[5]
         if what not in ("up", "join", "status", "ack", "txack", "location"):
             return ()
-        if payload[:1] not in (b"{", b" ", b"\n"):
+        if payload[:1] != b"{":
             raise Unreadable(
                 "it is no JSON: set json=true in [integration.mqtt] of chirpstack.toml, Protobuf is not read"
             )

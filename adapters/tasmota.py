@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 import orjson
 from pydantic import Field, field_validator
@@ -29,6 +28,7 @@ from gateway.adapter import (
     moment,
     read_object,
     read_text,
+    zone_of,
 )
 
 if TYPE_CHECKING:
@@ -111,10 +111,7 @@ class TasmotaOptions(Options):
     @field_validator("time_zone")
     @classmethod
     def _time_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ValueError, OSError) as error:
-            raise ValueError("is no time zone: write one such as Europe/Lisbon, or UTC") from error
+        zone_of(value)
         return value
 
 
@@ -124,7 +121,7 @@ class Tasmota:
     def __init__(self, options: TasmotaOptions, most: int) -> None:
         self._levels = options.full_topic.split("/")
         self._prefix_at, self._topic_at = self._levels.index("%prefix%"), self._levels.index("%topic%")
-        self._zone = ZoneInfo(options.time_zone)
+        self._zone = zone_of(options.time_zone)
         self._most = most
         self._known: dict[str, None] = {}
         self.filters: tuple[str, ...] = (self._topic("tele", "+", "#"), self._topic("stat", "+", "#"))

@@ -10,7 +10,6 @@ import csv
 import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -36,6 +35,7 @@ from gateway.adapter import (
     read_json,
     read_text,
     scalar,
+    zone_of,
 )
 
 if TYPE_CHECKING:
@@ -232,10 +232,7 @@ class TopicOptions(_Model):
     @field_validator("time_zone")
     @classmethod
     def _time_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ValueError, OSError) as error:
-            raise ValueError("is no time zone: write one such as Europe/Lisbon, or UTC") from error
+        zone_of(value)
         return value
 
     @model_validator(mode="after")
@@ -484,7 +481,7 @@ class _Topic:
             raise ValueError(f"{options.topic}: `each` is for JSON; the lines of a CSV are read one by one anyway")
         self.quantities = [_Quantity(name, each, options, names) for name, each in options.quantities.items()]
         self.time = _getter(options.time, form, names) if options.time else None
-        self.zone: tzinfo = ZoneInfo(options.time_zone)
+        self.zone: tzinfo = zone_of(options.time_zone)
         self.alive = _getter(options.alive_from, form, names) if options.alive else None
         self.taken = self._taken(options)
 

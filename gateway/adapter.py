@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
@@ -278,6 +279,14 @@ def moment(text: object, zone: tzinfo = UTC) -> str | None:
     except (ValueError, OverflowError):
         return None
     return rfc3339(round(seconds * 1000)) if 0 <= seconds < END else None
+
+
+def zone_of(name: str) -> tzinfo:
+    """The time zone of a name such as Europe/Lisbon. Raises ValueError."""
+    try:
+        return ZoneInfo(name)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError("is no time zone: write one such as Europe/Lisbon, or UTC") from error
 
 
 _KINDS: dict[type, str] = {
