@@ -716,7 +716,7 @@ class _Regex:
             elif char in "]}":
                 raise ValueError(f"has a {char} that closes nothing: write \\{char}")
             else:
-                out.append("[^\\n]" if char == "." else re.escape(char))
+                out.append(r"[^\n\r\u2028\u2029]" if char == "." else re.escape(char))
                 atom = False
         if len(groups) > 1:
             raise ValueError("leaves a group open")
