@@ -185,19 +185,15 @@ def test_an_edge_node_of_a_real_library_over_sockets(tmp_path: Path, broker: str
     node, device = "Plant%201/Raspberry%20Pi", "Plant%201/Raspberry%20Pi/Pibrella"
     with house(tmp_path, broker, adapter("sparkplug", 'groups = ["Plant 1"]')) as home:
         script = Path(__file__).with_name("sparkplug_node.py")
-        running = subprocess.Popen(
-            [str(pysparkplug), str(script), str(home.port), DEVICE, PASSWORD], stdin=subprocess.PIPE, text=True
-        )
-        try:
-            home.value(node, "Supply Voltage", 12.3)
-            home.value(device, "level", -5)
-            asked = home.execute(device, "set", **{"Outputs.LED": True})
-            answer = home.answer(asked)
-            assert (answer["code"], answer["body"]) == (200, {"values": {"Outputs.LED": True}})
-            home.value(device, "Outputs.LED", True)
+        command = [str(pysparkplug), str(script), str(home.port), DEVICE, PASSWORD]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as running:
+            try:
+                home.value(node, "Supply Voltage", 12.3)
+                home.value(device, "level", -5)
+                answer = home.answer(home.execute(device, "set", **{"Outputs.LED": True}))
+                assert (answer["code"], answer["body"]) == (200, {"values": {"Outputs.LED": True}})
+                home.value(device, "Outputs.LED", True)
+            finally:
+                running.kill()
             # Its will says that it has died.
-            running.kill()
             home.object(node, lambda one: one["status"] == "disconnected")
-        finally:
-            running.kill()
-            running.wait()
